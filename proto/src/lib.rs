@@ -30,3 +30,5 @@ pub mod delivery {
 
 /// The compiled descriptors of all files, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
+
+pub mod token;
