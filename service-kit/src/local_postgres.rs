@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `binaries` | where `initdb` and `postgres` are, and which version |
 //! | `account` | which unprivileged account runs it when we are root, and whether it can enter the folder |
+//! | `folder` | its lock, its socket, its names |
 //! | `process` | what really runs in a data directory: orphans, leftovers, zombies |
 //! | `settings` | the command line of the durable and the volatile profile |
 //!
@@ -14,12 +15,14 @@
 
 mod account;
 mod binaries;
+mod error;
+mod folder;
 mod process;
 mod settings;
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -30,110 +33,24 @@ use rustix::process::Signal;
 
 pub use account::allow_passage;
 pub use binaries::{Binaries, find_binaries};
+pub use error::LocalPostgresError;
 pub use settings::Profile;
 
+#[cfg(feature = "test-support")]
+pub(crate) use folder::{fnv1a, running};
+pub(crate) use folder::{quoted, url};
+
 use account::Account;
+use error::{Result, io_error};
+use folder::{SOCKET_NAME, hand_over, lock, make_dir, run_dir};
 
 /// The superuser of a private cluster.
 pub const SUPERUSER: &str = "postgres";
 
-/// Longest path of a unix socket that every Linux accepts, in bytes.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
-/// The name PostgreSQL gives its socket; the port is only a part of that name.
-const SOCKET_NAME: &str = ".s.PGSQL.5432";
 /// A server log above this size is set aside at the next start, in bytes.
 const MAX_LOG_BYTES: u64 = 16 * 1024 * 1024;
 /// How often a starting or stopping server is looked at.
 const POLL: Duration = Duration::from_millis(5);
-
-/// Why a private PostgreSQL could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalPostgresError {
-    /// No usable pair of `initdb` and `postgres` was found.
-    #[error(
-        "no PostgreSQL {} or newer found ({searched}). Install it (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; \
-         Alpine: `apk add postgresql`; Arch: `pacman -S postgresql`; macOS: `brew install postgresql`), or name its directory with --pg-bin or CHANCERY_PG_BIN",
-        binaries::OLDEST_MAJOR
-    )]
-    NotFound {
-        /// The places that were looked at, in order.
-        searched: String,
-    },
-    /// The data directory was made by another major version than any that was found.
-    #[error("{data} was made by PostgreSQL {wanted}, but only {found} was found: install PostgreSQL {wanted}, or dump there and restore into a new directory")]
-    WrongVersion {
-        /// The data directory.
-        data: PathBuf,
-        /// Its major version.
-        wanted: u32,
-        /// The version that was found.
-        found: u32,
-    },
-    /// Another live supervisor uses this directory.
-    #[error("{dir} is in use by another process (lock file {dir}/lock)")]
-    InUse {
-        /// The cluster's directory.
-        dir: PathBuf,
-    },
-    /// Root must hand the server to an unprivileged account, and that account cannot enter the folder.
-    #[error("PostgreSQL does not run as root, and the account `{account}`, which would run it, cannot enter {blocked}: choose a folder elsewhere, or allow it with `chmod o+x {blocked}`")]
-    Unreachable {
-        /// The unprivileged account.
-        account: String,
-        /// The first folder it cannot enter.
-        blocked: PathBuf,
-    },
-    /// Root found no unprivileged account to run the server.
-    #[error("PostgreSQL does not run as root, and neither an account `postgres` nor `nobody` exists: create one, or run this as another user")]
-    NoAccount,
-    /// `initdb` failed.
-    #[error("initdb failed: {said}")]
-    Initdb {
-        /// The end of what it said.
-        said: String,
-    },
-    /// The server ended while it was starting.
-    #[error("PostgreSQL ended while starting ({status}); the end of {log}:\n{tail}")]
-    Exited {
-        /// Its exit status.
-        status: ExitStatus,
-        /// Its log file.
-        log: PathBuf,
-        /// The end of the log.
-        tail: String,
-    },
-    /// The server did not get ready, or did not end, in time.
-    #[error("PostgreSQL (process {pid}) was not {what} after {waited_ms} ms; see {log}")]
-    TimedOut {
-        /// Its process id.
-        pid: i32,
-        /// What was waited for.
-        what: &'static str,
-        /// For how long, in milliseconds.
-        waited_ms: u128,
-        /// Its log file.
-        log: PathBuf,
-    },
-    /// The server refused a statement of ours.
-    #[error("PostgreSQL refused: {0}")]
-    Sql(#[from] postgres::Error),
-    /// A file or process operation failed.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried, with its path.
-        what: String,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-type Result<T, E = LocalPostgresError> = std::result::Result<T, E>;
-
-/// Adds what was tried to an IO error.
-fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> LocalPostgresError {
-    let what = what.into();
-    move |source| LocalPostgresError::Io { what, source }
-}
 
 /// What a private cluster should be like. [`ClusterOptions::new`] has usable values for everything.
 #[derive(Debug, Clone)]
@@ -189,7 +106,10 @@ impl Cluster {
     /// Every variant of [`LocalPostgresError`] but `Sql`.
     pub fn start(mut options: ClusterOptions) -> Result<Self> {
         make_dir(&options.dir, 0o711)?;
-        options.dir = fs::canonicalize(&options.dir).map_err(io_error(format!("cannot resolve {}", options.dir.display())))?;
+        options.dir = fs::canonicalize(&options.dir).map_err(io_error(format!(
+            "cannot resolve {}",
+            options.dir.display()
+        )))?;
         let dir = options.dir.clone();
         let lock = lock(&dir)?;
         let data = dir.join("data");
@@ -200,7 +120,16 @@ impl Cluster {
         }
         let binaries = Binaries::for_data(options.pg_bin.as_deref(), &data)?;
         let run = run_dir(&dir, account.as_ref())?;
-        let mut cluster = Self { options, binaries, account, data, run, child: None, detached: false, _lock: lock };
+        let mut cluster = Self {
+            options,
+            binaries,
+            account,
+            data,
+            run,
+            child: None,
+            detached: false,
+            _lock: lock,
+        };
         cluster.end_orphans()?;
         if !cluster.data.join("PG_VERSION").exists() {
             cluster.initialise()?;
@@ -231,8 +160,12 @@ impl Cluster {
     /// # Errors
     /// `Io` when the process cannot be asked.
     pub fn exited(&mut self) -> Result<Option<Option<ExitStatus>>> {
-        let Some(child) = &mut self.child else { return Ok(Some(None)) };
-        let status = child.try_wait().map_err(io_error("cannot ask for the server's status"))?;
+        let Some(child) = &mut self.child else {
+            return Ok(Some(None));
+        };
+        let status = child
+            .try_wait()
+            .map_err(io_error("cannot ask for the server's status"))?;
         if status.is_some() {
             self.child = None;
         }
@@ -265,8 +198,17 @@ impl Cluster {
     /// `Sql`.
     pub fn ensure_role(&self, role: &str) -> Result<()> {
         let mut client = postgres::Client::connect(&self.admin_url(), postgres::NoTls)?;
-        if client.query_opt("/* local_postgres::ensure_role */ SELECT 1 FROM pg_roles WHERE rolname = $1", &[&role])?.is_none() {
-            client.batch_execute(&format!("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE", quoted(role)))?;
+        if client
+            .query_opt(
+                "/* local_postgres::ensure_role */ SELECT 1 FROM pg_roles WHERE rolname = $1",
+                &[&role],
+            )?
+            .is_none()
+        {
+            client.batch_execute(&format!(
+                "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE",
+                quoted(role)
+            ))?;
         }
         Ok(())
     }
@@ -283,7 +225,10 @@ impl Cluster {
         }
         client.batch_execute(&format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))?;
         for guest in guests {
-            client.batch_execute(&format!("GRANT CONNECT ON DATABASE {name} TO {}", quoted(guest)))?;
+            client.batch_execute(&format!(
+                "GRANT CONNECT ON DATABASE {name} TO {}",
+                quoted(guest)
+            ))?;
         }
         Ok(())
     }
@@ -293,7 +238,10 @@ impl Cluster {
     /// # Errors
     /// `TimedOut` when even SIGKILL did not help, `Io`.
     pub fn stop(&mut self) -> Result<()> {
-        for (signal, patience) in [(Signal::INT, self.options.stop_timeout), (Signal::QUIT, Duration::from_secs(5))] {
+        for (signal, patience) in [
+            (Signal::INT, self.options.stop_timeout),
+            (Signal::QUIT, Duration::from_secs(5)),
+        ] {
             let Some(pid) = self.pid() else { return Ok(()) };
             process::signal(pid.cast_signed(), signal)?;
             let until = Instant::now() + patience;
@@ -315,7 +263,9 @@ impl Cluster {
         let members = process::in_directory(&self.data);
         if let Some(mut child) = self.child.take() {
             child.kill().map_err(io_error("cannot kill the server"))?;
-            child.wait().map_err(io_error("cannot collect the server"))?;
+            child
+                .wait()
+                .map_err(io_error("cannot collect the server"))?;
         }
         for pid in members {
             process::signal(pid, Signal::KILL)?;
@@ -332,8 +282,14 @@ impl Cluster {
     /// Ends what runs in the data directory although no supervisor holds the lock: an orphan of a killed one.
     fn end_orphans(&mut self) -> Result<()> {
         if let Some(pid) = process::postmaster(&self.data) {
-            tracing::warn!(pid, "a PostgreSQL without a supervisor runs in this directory: stopping it");
-            for (signal, patience) in [(Signal::INT, self.options.stop_timeout), (Signal::QUIT, Duration::from_secs(5))] {
+            tracing::warn!(
+                pid,
+                "a PostgreSQL without a supervisor runs in this directory: stopping it"
+            );
+            for (signal, patience) in [
+                (Signal::INT, self.options.stop_timeout),
+                (Signal::QUIT, Duration::from_secs(5)),
+            ] {
                 process::signal(pid, signal)?;
                 let until = Instant::now() + patience;
                 while process::runs_in(pid, &self.data) && Instant::now() < until {
@@ -349,9 +305,16 @@ impl Cluster {
         }
         self.wait_for_empty(Duration::from_secs(10))?;
         // A zombie's number still counts as taken for PostgreSQL, which would refuse to start over these files.
-        for stale in [self.data.join("postmaster.pid"), self.run.join(format!("{SOCKET_NAME}.lock"))] {
+        for stale in [
+            self.data.join("postmaster.pid"),
+            self.run.join(format!("{SOCKET_NAME}.lock")),
+        ] {
             match fs::remove_file(&stale) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(format!("cannot remove {}", stale.display()))(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error(format!("cannot remove {}", stale.display()))(
+                        error,
+                    ));
+                }
                 _ => {}
             }
         }
@@ -361,9 +324,16 @@ impl Cluster {
     fn wait_for_empty(&self, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
         loop {
-            let Some(pid) = process::in_directory(&self.data).into_iter().next() else { return Ok(()) };
+            let Some(pid) = process::in_directory(&self.data).into_iter().next() else {
+                return Ok(());
+            };
             if Instant::now() > until {
-                return Err(LocalPostgresError::TimedOut { pid, what: "ended", waited_ms: patience.as_millis(), log: self.log_file() });
+                return Err(LocalPostgresError::TimedOut {
+                    pid,
+                    what: "ended",
+                    waited_ms: patience.as_millis(),
+                    log: self.log_file(),
+                });
             }
             sleep(POLL);
         }
@@ -377,25 +347,49 @@ impl Cluster {
     fn initialise(&self) -> Result<()> {
         let new = self.new_data();
         if new.exists() {
-            fs::remove_dir_all(&new).map_err(io_error(format!("cannot remove {}", new.display())))?;
+            fs::remove_dir_all(&new)
+                .map_err(io_error(format!("cannot remove {}", new.display())))?;
         }
         make_dir(&new, 0o700)?;
         self.hand_over(&new)?;
         let mut command = self.command(&self.binaries.initdb);
-        command.arg("-D").arg(&new).args(["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]);
+        command.arg("-D").arg(&new).args([
+            "-U",
+            SUPERUSER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-instructions",
+        ]);
         command.args(self.options.profile.initdb_arguments());
-        let output = command.stdin(Stdio::null()).output().map_err(io_error(format!("cannot run {}", self.binaries.initdb.display())))?;
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .map_err(io_error(format!(
+                "cannot run {}",
+                self.binaries.initdb.display()
+            )))?;
         if !output.status.success() {
             let said = [output.stdout, output.stderr].concat();
-            return Err(LocalPostgresError::Initdb { said: end_of(&String::from_utf8_lossy(&said), 2000) });
+            return Err(LocalPostgresError::Initdb {
+                said: end_of(&String::from_utf8_lossy(&said), 2000),
+            });
         }
-        fs::rename(&new, &self.data).map_err(io_error(format!("cannot rename {}", new.display())))?;
-        File::open(&self.options.dir).and_then(|dir| dir.sync_all()).map_err(io_error("cannot sync the cluster's folder"))
+        fs::rename(&new, &self.data)
+            .map_err(io_error(format!("cannot rename {}", new.display())))?;
+        File::open(&self.options.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io_error("cannot sync the cluster's folder"))
     }
 
     fn spawn(&mut self) -> Result<()> {
         let log = self.open_log()?;
-        let offset = log.metadata().map_err(io_error("cannot read the log's size"))?.len();
+        let offset = log
+            .metadata()
+            .map_err(io_error("cannot read the log's size"))?
+            .len();
         let copy = log.try_clone().map_err(io_error("cannot share the log"))?;
         let mut command = self.command(&self.binaries.postgres);
         command.arg("-D").arg(&self.data);
@@ -403,8 +397,15 @@ impl Cluster {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // A group of its own: Ctrl-C in a terminal must reach the services first, and PostgreSQL only through us.
-        command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(copy);
-        let child = command.spawn().map_err(io_error(format!("cannot run {}", self.binaries.postgres.display())))?;
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(copy);
+        let child = command.spawn().map_err(io_error(format!(
+            "cannot run {}",
+            self.binaries.postgres.display()
+        )))?;
         self.child = Some(child);
         self.wait_until_ready(offset)
     }
@@ -416,14 +417,23 @@ impl Cluster {
             if let Some(status) = self.exited()? {
                 let log = self.log_file();
                 let tail = log_from(&log, log_offset);
-                return Err(LocalPostgresError::Exited { status: status.unwrap_or_default(), log, tail });
+                return Err(LocalPostgresError::Exited {
+                    status: status.unwrap_or_default(),
+                    log,
+                    tail,
+                });
             }
             if process::is_ready(&self.data, pid) {
                 return Ok(());
             }
             sleep(POLL);
         }
-        let error = LocalPostgresError::TimedOut { pid, what: "ready", waited_ms: self.options.start_timeout.as_millis(), log: self.log_file() };
+        let error = LocalPostgresError::TimedOut {
+            pid,
+            what: "ready",
+            waited_ms: self.options.start_timeout.as_millis(),
+            log: self.log_file(),
+        };
         self.kill9()?;
         Err(error)
     }
@@ -431,8 +441,13 @@ impl Cluster {
     /// A command that runs as the unprivileged account, without the caller's PG* variables.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.options.dir).env("LC_ALL", "C").env("TZ", "UTC");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
+        command
+            .current_dir(&self.options.dir)
+            .env("LC_ALL", "C")
+            .env("TZ", "UTC");
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG"))
+        {
             command.env_remove(name);
         }
         if let Some(account) = &self.account {
@@ -448,9 +463,15 @@ impl Cluster {
     fn open_log(&self) -> Result<File> {
         let path = self.log_file();
         if fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG_BYTES) {
-            fs::rename(&path, path.with_extension("log.old")).map_err(io_error(format!("cannot set {} aside", path.display())))?;
+            fs::rename(&path, path.with_extension("log.old"))
+                .map_err(io_error(format!("cannot set {} aside", path.display())))?;
         }
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(io_error(format!("cannot open {}", path.display())))
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error(format!("cannot open {}", path.display())))
     }
 }
 
@@ -469,83 +490,13 @@ impl Drop for Cluster {
     }
 }
 
-/// The socket folder of the cluster in `dir`, if a server runs there and accepts connections.
-#[cfg(feature = "test-support")]
-pub(crate) fn running(dir: &Path) -> Option<PathBuf> {
-    let data = fs::canonicalize(dir.join("data")).ok()?;
-    let pid = process::postmaster(&data)?;
-    process::is_ready(&data, pid).then(|| process::socket_dir(&data)).flatten()
-}
-
-/// A URL for a cluster whose socket is in `socket_dir`.
-pub(crate) fn url(socket_dir: &Path, database: &str, role: &str) -> String {
-    let host = percent_encoded(&socket_dir.to_string_lossy());
-    format!("postgresql://{}@{host}/{}", percent_encoded(role), percent_encoded(database))
-}
-
-/// An identifier, quoted for SQL.
-pub(crate) fn quoted(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-fn percent_encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-/// One supervisor per folder; the lock goes away with the process, however it ends.
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.map_err(io_error(format!("cannot open {}", path.display())))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LocalPostgresError::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(LocalPostgresError::Io { what: format!("cannot lock {}", path.display()), source }),
-    }
-}
-
-fn make_dir(path: &Path, mode: u32) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(io_error(format!("cannot create {}", path.display())))
-}
-
-fn hand_over(path: &Path, account: Option<&Account>) -> Result<()> {
-    let Some(account) = account else { return Ok(()) };
-    chown(path, Some(account.uid), Some(account.gid)).map_err(io_error(format!("cannot give {} to {}", path.display(), account.name)))
-}
-
-/// The socket's folder: inside the cluster's, or, where that makes the path too long for a socket, a short one in `/tmp`.
-fn run_dir(dir: &Path, account: Option<&Account>) -> Result<PathBuf> {
-    let inside = dir.join("run");
-    let run = if inside.as_os_str().len() + 1 + SOCKET_NAME.len() <= MAX_SOCKET_PATH_BYTES {
-        inside
-    } else {
-        PathBuf::from(format!("/tmp/chancery-{:016x}", fnv1a(dir.as_os_str().as_encoded_bytes())))
-    };
-    make_dir(&run, 0o700)?;
-    let found = fs::symlink_metadata(&run).map_err(io_error(format!("cannot read {}", run.display())))?;
-    let ours = rustix::process::geteuid().as_raw();
-    let allowed = found.uid() == ours || account.is_some_and(|account| account.uid == found.uid());
-    if !found.is_dir() || !allowed {
-        return Err(io_error(format!("{} belongs to somebody else", run.display()))(io::ErrorKind::PermissionDenied.into()));
-    }
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o700)).map_err(io_error(format!("cannot protect {}", run.display())))?;
-    hand_over(&run, account)?;
-    Ok(run)
-}
-
-/// The 64-bit FNV-1a hash: stable names out of long ones, nothing secret.
-pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 fn end_of(text: &str, max_chars: usize) -> String {
     let skip = text.chars().count().saturating_sub(max_chars);
-    text.chars().skip(skip).collect::<String>().trim().to_owned()
+    text.chars()
+        .skip(skip)
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 fn log_from(path: &Path, offset: u64) -> String {
@@ -557,35 +508,5 @@ fn log_from(path: &Path, offset: u64) -> String {
     match read {
         Ok(_) => end_of(&String::from_utf8_lossy(&text), 4000),
         Err(error) => format!("(unreadable: {error})"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_keeps_unusual_names_apart() {
-        let url = url(Path::new("/tmp/a b/run"), "as_ministère", "own/er");
-        assert_eq!(url, "postgresql://own%2Fer@%2Ftmp%2Fa%20b%2Frun/as_minist%C3%A8re");
-        let config: postgres::Config = url.parse().expect("a URL the client reads");
-        assert_eq!(config.get_dbname(), Some("as_ministère"));
-        assert_eq!(config.get_user(), Some("own/er"));
-    }
-
-    #[test]
-    fn identifiers_cannot_break_out() {
-        assert_eq!(quoted("a\"; DROP TABLE x; --"), "\"a\"\"; DROP TABLE x; --\"");
-    }
-
-    #[test]
-    fn long_folders_get_a_short_socket() {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        let long = root.path().join("x".repeat(120));
-        fs::create_dir(&long).expect("a folder");
-        let run = run_dir(&long, None).expect("a socket folder");
-        assert!(run.as_os_str().len() + 1 + SOCKET_NAME.len() <= MAX_SOCKET_PATH_BYTES, "{}", run.display());
-        assert_eq!(fs::metadata(&run).expect("made").permissions().mode() & 0o777, 0o700);
-        fs::remove_dir(&run).expect("empty");
     }
 }

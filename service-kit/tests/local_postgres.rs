@@ -12,7 +12,10 @@ use service_kit::local_postgres::{Cluster, ClusterOptions, LocalPostgresError, P
 
 /// A temporary folder that an unprivileged account can pass through.
 fn folder() -> tempfile::TempDir {
-    tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o711)).tempdir().unwrap()
+    tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o711))
+        .tempdir()
+        .unwrap()
 }
 
 fn start(dir: &Path, profile: Profile) -> Cluster {
@@ -20,7 +23,11 @@ fn start(dir: &Path, profile: Profile) -> Cluster {
 }
 
 fn query(cluster: &Cluster, sql: &str) -> String {
-    Client::connect(&cluster.admin_url(), NoTls).unwrap().query_one(sql, &[]).unwrap().get(0)
+    Client::connect(&cluster.admin_url(), NoTls)
+        .unwrap()
+        .query_one(sql, &[])
+        .unwrap()
+        .get(0)
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -37,15 +44,38 @@ fn lives_through_starts_stops_kills_and_keeps_its_rows() {
     let folder = folder();
     let dir = folder.path().join("pg");
     let mut cluster = start(&dir, Profile::Durable);
-    for (setting, value) in [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on"), ("data_checksums", "on"), ("listen_addresses", "")] {
-        assert_eq!(query(&cluster, &format!("SHOW {setting}")), value, "{setting}");
+    for (setting, value) in [
+        ("fsync", "on"),
+        ("synchronous_commit", "on"),
+        ("full_page_writes", "on"),
+        ("data_checksums", "on"),
+        ("listen_addresses", ""),
+    ] {
+        assert_eq!(
+            query(&cluster, &format!("SHOW {setting}")),
+            value,
+            "{setting}"
+        );
     }
-    assert_eq!(fs::metadata(cluster.socket_dir()).unwrap().permissions().mode() & 0o777, 0o700, "nobody else may enter");
+    assert_eq!(
+        fs::metadata(cluster.socket_dir())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700,
+        "nobody else may enter"
+    );
     let mut client = Client::connect(&cluster.admin_url(), NoTls).unwrap();
-    client.batch_execute("CREATE TABLE kept (what text); INSERT INTO kept VALUES ('acknowledged')").unwrap();
+    client
+        .batch_execute("CREATE TABLE kept (what text); INSERT INTO kept VALUES ('acknowledged')")
+        .unwrap();
 
     cluster.kill9().unwrap();
-    assert!(client.simple_query("SELECT 1").is_err(), "the session died with the server");
+    assert!(
+        client.simple_query("SELECT 1").is_err(),
+        "the session died with the server"
+    );
     assert!(cluster.exited().unwrap().is_some());
     cluster.restart().unwrap();
     assert_eq!(query(&cluster, "SELECT what FROM kept"), "acknowledged");
@@ -54,7 +84,11 @@ fn lives_through_starts_stops_kills_and_keeps_its_rows() {
     assert_eq!(cluster.pid(), None);
     let before = Instant::now();
     cluster.restart().unwrap();
-    assert!(before.elapsed() < Duration::from_secs(1), "a later start took {:?}", before.elapsed());
+    assert!(
+        before.elapsed() < Duration::from_secs(1),
+        "a later start took {:?}",
+        before.elapsed()
+    );
     let pid = cluster.pid().unwrap();
     drop(cluster);
     assert!(!is_alive(pid), "a dropped cluster is stopped");
@@ -69,11 +103,17 @@ fn replaces_an_orphan_and_then_owns_the_folder_alone() {
     let orphan = orphan(folder.path());
     assert!(is_alive(orphan));
     let cluster = start(folder.path(), Profile::Durable);
-    assert!(!is_alive(orphan), "two servers on one data directory destroy it");
+    assert!(
+        !is_alive(orphan),
+        "two servers on one data directory destroy it"
+    );
     assert_ne!(cluster.pid(), Some(orphan));
 
     let refused = Cluster::start(ClusterOptions::new(folder.path(), Profile::Durable)).unwrap_err();
-    assert!(matches!(refused, LocalPostgresError::InUse { .. }), "{refused}");
+    assert!(
+        matches!(refused, LocalPostgresError::InUse { .. }),
+        "{refused}"
+    );
     assert_eq!(query(&cluster, "SELECT 'still here'"), "still here");
 }
 
@@ -82,15 +122,33 @@ fn a_zombie_and_busy_backends_of_a_killed_server_do_not_block_the_next() {
     let folder = folder();
     let cluster = start(folder.path(), Profile::Durable);
     let mut busy = Client::connect(&cluster.admin_url(), NoTls).unwrap();
-    let backend: i32 = busy.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
-    let work = std::thread::spawn(move || busy.batch_execute("SELECT count(*) FROM generate_series(1, 100000000000)"));
-    while query(&cluster, &format!("SELECT state FROM pg_stat_activity WHERE pid = {backend}")) != "active" {}
+    let backend: i32 = busy
+        .query_one("SELECT pg_backend_pid()", &[])
+        .unwrap()
+        .get(0);
+    let work = std::thread::spawn(move || {
+        busy.batch_execute("SELECT count(*) FROM generate_series(1, 100000000000)")
+    });
+    while query(
+        &cluster,
+        &format!("SELECT state FROM pg_stat_activity WHERE pid = {backend}"),
+    ) != "active"
+    {}
 
     // Nobody collects this child: it stays a zombie, named by its pid file.
     let pid = cluster.detach().unwrap();
-    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-KILL", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     while is_alive(pid) {}
-    assert!(is_alive(backend.cast_unsigned()), "the busy backend outlives its postmaster");
+    assert!(
+        is_alive(backend.cast_unsigned()),
+        "the busy backend outlives its postmaster"
+    );
 
     let cluster = start(folder.path(), Profile::Durable);
     assert!(!is_alive(backend.cast_unsigned()));
@@ -112,9 +170,14 @@ fn a_half_made_directory_is_made_again() {
 fn a_server_that_cannot_start_says_why() {
     let folder = folder();
     let mut options = ClusterOptions::new(folder.path(), Profile::Volatile);
-    options.settings.push(("shared_buffers".to_owned(), "a lot".to_owned()));
+    options
+        .settings
+        .push(("shared_buffers".to_owned(), "a lot".to_owned()));
     let error = Cluster::start(options).unwrap_err().to_string();
-    assert!(error.contains("shared_buffers") && error.contains("postgres.log"), "{error}");
+    assert!(
+        error.contains("shared_buffers") && error.contains("postgres.log"),
+        "{error}"
+    );
     // The folder is not spoilt by it.
     start(folder.path(), Profile::Volatile);
 }
@@ -125,25 +188,40 @@ fn another_major_version_is_refused() {
     fs::create_dir(folder.path().join("data")).unwrap();
     fs::write(folder.path().join("data/PG_VERSION"), "8\n").unwrap();
     let error = Cluster::start(ClusterOptions::new(folder.path(), Profile::Durable)).unwrap_err();
-    assert!(matches!(error, LocalPostgresError::WrongVersion { wanted: 8, .. }), "{error}");
+    assert!(
+        matches!(error, LocalPostgresError::WrongVersion { wanted: 8, .. }),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_long_path_and_odd_names_work() {
     let folder = folder();
-    let dir = folder.path().join(format!("a, \"b\" é {}", "x".repeat(120)));
+    let dir = folder
+        .path()
+        .join(format!("a, \"b\" é {}", "x".repeat(120)));
     let cluster = start(&dir, Profile::Volatile);
     cluster.ensure_role("ministry \"a\"").unwrap();
     cluster.ensure_role("ministry \"a\"").unwrap();
     cluster.ensure_role("guest").unwrap();
     for _ in 0..2 {
-        cluster.ensure_database("as/a", "ministry \"a\"", &["guest"]).unwrap();
+        cluster
+            .ensure_database("as/a", "ministry \"a\"", &["guest"])
+            .unwrap();
     }
-    Client::connect(&cluster.url("as/a", "ministry \"a\""), NoTls).unwrap().batch_execute("CREATE SCHEMA own").unwrap();
+    Client::connect(&cluster.url("as/a", "ministry \"a\""), NoTls)
+        .unwrap()
+        .batch_execute("CREATE SCHEMA own")
+        .unwrap();
     Client::connect(&cluster.url("as/a", "guest"), NoTls).unwrap();
     cluster.ensure_role("stranger").unwrap();
-    let refused = Client::connect(&cluster.url("as/a", "stranger"), NoTls).map(|_| ()).unwrap_err();
-    assert!(refused.to_string().contains("db error") || refused.as_db_error().is_some(), "{refused}");
+    let refused = Client::connect(&cluster.url("as/a", "stranger"), NoTls)
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("db error") || refused.as_db_error().is_some(),
+        "{refused}"
+    );
     let run = cluster.socket_dir().to_owned();
     assert!(run.as_os_str().len() < 90, "{}", run.display());
     drop(cluster);
@@ -155,13 +233,18 @@ fn values_of_rows_stay_out_of_the_log() {
     let folder = folder();
     let cluster = start(folder.path(), Profile::Volatile);
     let mut client = Client::connect(&cluster.admin_url(), NoTls).unwrap();
-    client.batch_execute("CREATE TABLE people (name text PRIMARY KEY)").unwrap();
+    client
+        .batch_execute("CREATE TABLE people (name text PRIMARY KEY)")
+        .unwrap();
     for _ in 0..2 {
         drop(client.execute("INSERT INTO people VALUES ($1)", &[&"Secret Person"]));
     }
     drop(client.batch_execute("INSERT INTO people VALUES ('Secret Person')"));
     let log = fs::read_to_string(cluster.log_file()).unwrap();
-    assert!(log.contains("duplicate key") && !log.contains("Secret"), "{log}");
+    assert!(
+        log.contains("duplicate key") && !log.contains("Secret"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -169,9 +252,22 @@ fn as_root_an_unreachable_folder_is_named() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let closed = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap();
-    let error = Cluster::start(ClusterOptions::new(closed.path().join("pg"), Profile::Durable)).unwrap_err();
-    let LocalPostgresError::Unreachable { blocked, .. } = &error else { panic!("{error}") };
+    let closed = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+        .unwrap();
+    let error = Cluster::start(ClusterOptions::new(
+        closed.path().join("pg"),
+        Profile::Durable,
+    ))
+    .unwrap_err();
+    let LocalPostgresError::Unreachable { blocked, .. } = &error else {
+        panic!("{error}")
+    };
     assert_eq!(blocked, &closed.path().canonicalize().unwrap());
-    assert_eq!(fs::metadata(closed.path()).unwrap().permissions().mode() & 0o777, 0o700, "a folder that is not ours keeps its mode");
+    assert_eq!(
+        fs::metadata(closed.path()).unwrap().permissions().mode() & 0o777,
+        0o700,
+        "a folder that is not ours keeps its mode"
+    );
 }

@@ -7,14 +7,19 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use super::{LocalPostgresError, Result};
+use super::error::{LocalPostgresError, Result};
 
 /// Sends a signal; a process that is gone already is fine.
 pub(super) fn signal(pid: i32, signal: Signal) -> Result<()> {
-    let Some(target) = Pid::from_raw(pid).filter(|_| pid > 1) else { return Ok(()) };
+    let Some(target) = Pid::from_raw(pid).filter(|_| pid > 1) else {
+        return Ok(());
+    };
     match kill_process(target, signal) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(error) => Err(LocalPostgresError::Io { what: format!("cannot signal process {pid}"), source: error.into() }),
+        Err(error) => Err(LocalPostgresError::Io {
+            what: format!("cannot signal process {pid}"),
+            source: error.into(),
+        }),
     }
 }
 
@@ -23,7 +28,8 @@ pub(super) fn runs_in(pid: i32, directory: &Path) -> bool {
     if Path::new("/proc/self/cwd").exists() {
         // Somebody's shell may stand in the folder too: the name must fit as well.
         return fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
-            && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "postgres");
+            && fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.trim_end() == "postgres");
     }
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
@@ -44,9 +50,13 @@ pub(super) fn in_directory(directory: &Path) -> Vec<i32> {
 
 /// Whether the postmaster `pid` says, in its pid file, that it accepts connections.
 pub(super) fn is_ready(data: &Path, pid: i32) -> bool {
-    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
+    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else {
+        return false;
+    };
     let mut lines = text.lines();
-    let named = lines.next().and_then(|line| line.trim().parse::<i32>().ok());
+    let named = lines
+        .next()
+        .and_then(|line| line.trim().parse::<i32>().ok());
     named == Some(pid) && lines.nth(6).is_some_and(|status| status.trim() == "ready")
 }
 
@@ -69,8 +79,16 @@ mod tests {
         let folder = fs::canonicalize(folder.path()).expect("it exists");
         let program = folder.join("postgres");
         std::os::unix::fs::symlink("/bin/cat", &program).expect("a link");
-        let mut shell = Command::new("/bin/cat").current_dir(&folder).stdin(Stdio::piped()).spawn().expect("cat starts");
-        let mut child = Command::new(&program).current_dir(&folder).stdin(Stdio::piped()).spawn().expect("cat starts");
+        let mut shell = Command::new("/bin/cat")
+            .current_dir(&folder)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("cat starts");
+        let mut child = Command::new(&program)
+            .current_dir(&folder)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("cat starts");
         let pid = child.id().cast_signed();
         assert_eq!(in_directory(&folder), [pid]);
         fs::write(folder.join("postmaster.pid"), format!("{pid}\n")).expect("written");
@@ -91,7 +109,11 @@ mod tests {
     #[test]
     fn a_foreign_process_under_a_stale_number_is_left_alone() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        fs::write(folder.path().join("postmaster.pid"), format!("{}\n", std::process::id())).expect("written");
+        fs::write(
+            folder.path().join("postmaster.pid"),
+            format!("{}\n", std::process::id()),
+        )
+        .expect("written");
         assert_eq!(postmaster(folder.path()), None);
     }
 
@@ -100,9 +122,17 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("postmaster.pid");
         assert!(!is_ready(folder.path(), 7));
-        fs::write(&file, "7\n/data\n1700000000\n5432\n/run\n\n  123  4\nstarting\n").expect("written");
+        fs::write(
+            &file,
+            "7\n/data\n1700000000\n5432\n/run\n\n  123  4\nstarting\n",
+        )
+        .expect("written");
         assert!(!is_ready(folder.path(), 7));
-        fs::write(&file, "7\n/data\n1700000000\n5432\n/run\n\n  123  4\nready   \n").expect("written");
+        fs::write(
+            &file,
+            "7\n/data\n1700000000\n5432\n/run\n\n  123  4\nready   \n",
+        )
+        .expect("written");
         assert!(is_ready(folder.path(), 7));
         assert!(!is_ready(folder.path(), 8), "another server's file");
     }

@@ -65,10 +65,20 @@ impl Profile {
 /// All settings in the order in which the server reads them: a later one wins.
 pub(super) fn of(options: &ClusterOptions, run: &Path) -> Vec<(String, String)> {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    let mut all: Vec<_> = COMMON.iter().chain(options.profile.settings()).map(own).collect();
-    all.push(("max_connections".to_owned(), options.max_connections.to_string()));
+    let mut all: Vec<_> = COMMON
+        .iter()
+        .chain(options.profile.settings())
+        .map(own)
+        .collect();
+    all.push((
+        "max_connections".to_owned(),
+        options.max_connections.to_string(),
+    ));
     // The value is a list: a folder name with a comma or a blank has to be quoted.
-    all.push(("unix_socket_directories".to_owned(), super::quoted(&run.to_string_lossy())));
+    all.push((
+        "unix_socket_directories".to_owned(),
+        super::quoted(&run.to_string_lossy()),
+    ));
     all.extend(options.settings.iter().cloned());
     all
 }
