@@ -1,4 +1,14 @@
 //! The wire: both services' protobuf messages, and the bytes that servers and members must agree on.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`common`], [`auth`], [`delivery`] | generated messages and services |
+//! | [`wire`] | reader and writer for TLS presentation language |
+//! | [`framing`], [`leaf`], [`key_package`], [`group_info`], [`welcome`], [`tree`], [`suite`] | RFC 9420 objects, read without keys |
+//! | [`commit_info`], [`policy`] | what Chancery binds to Commits and groups |
+//! | [`content_hash`], [`chain`] | "the same request", and the log's hash chain |
+//! | [`certificate`], [`token`], [`signed`] | who is who, and what is signed outside MLS |
+//! | [`status`] | refusals, typed |
 #![allow(clippy::allow_attributes, reason = "generated code carries its own")]
 
 /// Messages generated from `chancery/common/v1/common.proto`.
@@ -31,4 +41,19 @@ pub mod delivery {
 /// The compiled descriptors of all files, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/chancery.bin"));
 
+pub mod certificate;
+pub mod chain;
+pub mod commit_info;
+pub mod content_hash;
+pub mod framing;
+pub mod group_info;
+pub mod key_package;
+pub mod leaf;
+pub mod policy;
+pub mod signed;
+pub mod status;
+pub mod suite;
 pub mod token;
+pub mod tree;
+pub mod welcome;
+pub mod wire;

@@ -211,10 +211,7 @@ mod tests {
     fn key() -> (Vec<u8>, Vec<u8>) {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
-        (
-            pkcs8.as_ref().to_vec(),
-            pair.public_key().as_ref().to_vec(),
-        )
+        (pkcs8.as_ref().to_vec(), pair.public_key().as_ref().to_vec())
     }
 
     #[test]
@@ -224,9 +221,15 @@ mod tests {
         assert_eq!(key_id(&token).unwrap(), "k1");
         let check = |aud, now| verify_access(&token, &public, aud, now, 60);
         assert_eq!(check("ds:interior.example", 1_660).unwrap(), claims());
-        assert_eq!(check("ds:interior.example", 1_661), Err(TokenError::Expired));
+        assert_eq!(
+            check("ds:interior.example", 1_661),
+            Err(TokenError::Expired)
+        );
         assert_eq!(check("ds:interior.example", 939), Err(TokenError::Invalid));
-        assert_eq!(check("as:interior.example", 1_100), Err(TokenError::Invalid));
+        assert_eq!(
+            check("as:interior.example", 1_100),
+            Err(TokenError::Invalid)
+        );
     }
 
     #[test]
@@ -235,7 +238,8 @@ mod tests {
         let (_, other) = key();
         let token = sign(ACCESS_TOKEN_TYPE, None, &claims(), &private).unwrap();
         let plain = sign("JWT", None, &claims(), &private).unwrap();
-        let check = |token: &str, key: &[u8]| verify_access(token, key, "ds:interior.example", 1_100, 60);
+        let check =
+            |token: &str, key: &[u8]| verify_access(token, key, "ds:interior.example", 1_100, 60);
         assert_eq!(check(&token, &other), Err(TokenError::Invalid));
         assert_eq!(check(&token, &public[..31]), Err(TokenError::Invalid));
         assert_eq!(check(&token, &[]), Err(TokenError::Invalid));

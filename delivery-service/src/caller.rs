@@ -1,0 +1,105 @@
+//! Access token to [`Caller`].
+
+use chancery_proto::{common::v1::Reason, token};
+use service_kit::db::Db;
+use tonic::metadata::MetadataMap;
+use uuid::Uuid;
+
+use crate::{
+    domains::Domains, error::Error, group::DeviceKey, issuers::Issuers, store,
+};
+
+/// Who calls: a device and its user, vouched for by a token.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The device.
+    pub key: DeviceKey,
+    /// Its user.
+    pub user: Uuid,
+    /// Name of the vouching domain.
+    pub domain: String,
+    /// Unix seconds at which the token ends.
+    pub expires_at: i64,
+    /// RFC 7638 thumbprint of the device key.
+    pub key_thumbprint: String,
+}
+
+/// What it takes to know a caller. One check serves unary calls and streams alike.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// Keys of the Authentication Services.
+    pub issuers: Issuers,
+    /// Their numbers.
+    pub domains: Domains,
+    /// `ds:<domain>`.
+    pub audience: String,
+    /// Seconds.
+    pub leeway: i64,
+}
+
+impl Gate {
+    /// Reads and checks the token, and that the device was not revoked.
+    ///
+    /// # Errors
+    /// `TOKEN_MISSING`, `TOKEN_INVALID`, `TOKEN_EXPIRED`, `DEVICE_REVOKED`, or the database.
+    pub async fn admit(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
+        let token = bearer(metadata)?;
+        let client = db.client().await?;
+        let now = store::groups::now(&**client).await.map_err(service_kit::db::DbError::from)?;
+        let caller = self.verify(token, now / 1_000_000)?;
+        let known = store::devices::find(&**client, &[caller.key])
+            .await
+            .map_err(service_kit::db::DbError::from)?;
+        match known.first() {
+            Some(device) if device.revoked => {
+                Err(Error::refused(Reason::DeviceRevoked, "this device was revoked"))
+            }
+            Some(device) if device.user != caller.user => Err(Error::refused(
+                Reason::TokenInvalid,
+                "the device belongs to another user",
+            )),
+            _ => Ok(caller),
+        }
+    }
+
+    fn verify(&self, token: &str, now: i64) -> Result<Caller, Error> {
+        let invalid = || Error::refused(Reason::TokenInvalid, "the token is not valid");
+        let kid = token::key_id(token).map_err(|_| invalid())?;
+        // The issuer is named inside; try the issuers that hold this key id.
+        for domain in self.domains.names() {
+            let Some(issuer) = self.issuers.get(&domain) else {
+                continue;
+            };
+            let Some(key) = issuer.token_keys.get(&kid) else {
+                continue;
+            };
+            let claims = match token::verify_access(token, key, &self.audience, now, self.leeway) {
+                Ok(claims) if claims.iss == domain => claims,
+                Err(token::TokenError::Expired) => {
+                    return Err(Error::refused(Reason::TokenExpired, "the token expired"));
+                }
+                Ok(_) | Err(token::TokenError::Invalid) => continue,
+            };
+            return Ok(Caller {
+                key: DeviceKey {
+                    domain: self.domains.id(&domain).ok_or_else(invalid)?,
+                    device: claims.device.parse().map_err(|_| invalid())?,
+                },
+                user: claims.sub.parse().map_err(|_| invalid())?,
+                domain,
+                expires_at: claims.exp,
+                key_thumbprint: claims.cnf.jkt,
+            });
+        }
+        Err(invalid())
+    }
+}
+
+fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {
+    metadata
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .filter(|token| token.len() <= 4096)
+        .ok_or_else(|| Error::refused(Reason::TokenMissing, "authorization: Bearer <token> is missing"))
+}

@@ -1,0 +1,289 @@
+//! Options. Each is also an environment variable; limits carry their unit last in the name.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use chancery_proto::common::v1::Limit;
+
+/// What one node of the service needs to know.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    /// Domain that this service orders groups for.
+    #[arg(long, env = "CHANCERY_DS_DOMAIN")]
+    pub domain: String,
+    /// An Authentication Service whose devices may call: `domain=NAME,url=URL,root=FILE[,ca=FILE]`. Repeatable; `root` pins the root certificate (PEM).
+    #[arg(
+        long = "auth-service",
+        env = "CHANCERY_DS_AUTH_SERVICES",
+        value_delimiter = ';',
+        required = true
+    )]
+    pub auth_services: Vec<AuthServiceConfig>,
+    /// How often keys and certificates of the Authentication Services are fetched again.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_AUTH_REFRESH_SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub auth_refresh_seconds: u64,
+    /// How often the heads of followed groups are polled: the bound on what another node's Commit waits when its wake-up is lost.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_HEAD_POLL_MILLIS",
+        default_value_t = 200,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub head_poll_millis: u64,
+    /// Interval of the heartbeat on subscriptions.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_HEARTBEAT_SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub heartbeat_seconds: u64,
+    /// Difference between clocks that is forgiven.
+    #[arg(long, env = "CHANCERY_DS_CLOCK_LEEWAY_SECONDS", default_value_t = 60)]
+    pub clock_leeway_seconds: u32,
+    /// Cipher suites (RFC 9420 section 17.1) that KeyPackages and groups may use.
+    #[arg(
+        long = "suite",
+        env = "CHANCERY_DS_SUITES",
+        value_delimiter = ',',
+        default_values_t = [1u16, 2, 3]
+    )]
+    pub suites: Vec<u16>,
+    /// Largest sizes and counts.
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+/// Everything that is bounded. Published by `GetServiceInfo`, enforced, and named in the refusal.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// One MLS message: application, proposal or Commit.
+    #[arg(long, env = "CHANCERY_DS_MESSAGE_BYTES", default_value_t = 1_048_576)]
+    pub message_bytes: u32,
+    /// One GroupInfo, and one Welcome's shared part.
+    #[arg(long, env = "CHANCERY_DS_GROUP_INFO_BYTES", default_value_t = 65_536)]
+    pub group_info_bytes: u32,
+    /// One Welcome as uploaded, for all its joiners.
+    #[arg(long, env = "CHANCERY_DS_WELCOME_BYTES", default_value_t = 8_388_608)]
+    pub welcome_bytes: u32,
+    /// One KeyPackage.
+    #[arg(long, env = "CHANCERY_DS_KEY_PACKAGE_BYTES", default_value_t = 16_384)]
+    pub key_package_bytes: u32,
+    /// One request.
+    #[arg(long, env = "CHANCERY_DS_REQUEST_BYTES", default_value_t = 33_554_432)]
+    pub request_bytes: u32,
+    /// Leaves of a group's tree.
+    #[arg(long, env = "CHANCERY_DS_GROUP_MEMBERS_ITEMS", default_value_t = 131_072)]
+    pub group_members_items: u32,
+    /// KeyPackages in one publish.
+    #[arg(long, env = "CHANCERY_DS_PUBLISH_ITEMS", default_value_t = 200)]
+    pub publish_items: u32,
+    /// Unclaimed KeyPackages that one device keeps here.
+    #[arg(long, env = "CHANCERY_DS_STOCK_ITEMS", default_value_t = 1_000)]
+    pub stock_items: u32,
+    /// Longest lifetime of a KeyPackage.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_KEY_PACKAGE_LIFETIME_SECONDS",
+        default_value_t = 7_776_000
+    )]
+    pub key_package_lifetime_seconds: u32,
+    /// Devices in one claim.
+    #[arg(long, env = "CHANCERY_DS_CLAIM_DEVICES_ITEMS", default_value_t = 10_000)]
+    pub claim_devices_items: u32,
+    /// One-time KeyPackages of one device that one claimant may take in an hour; later claims get the last resort.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_CLAIMS_PER_TARGET_HOUR_ITEMS",
+        default_value_t = 20
+    )]
+    pub claims_per_target_hour_items: u32,
+    /// Groups in one subscription.
+    #[arg(long, env = "CHANCERY_DS_CURSORS_ITEMS", default_value_t = 10_000)]
+    pub cursors_items: u32,
+    /// Entries in one page of `ReadLog`.
+    #[arg(long, env = "CHANCERY_DS_PAGE_ITEMS", default_value_t = 1_000)]
+    pub page_items: u32,
+    /// How long an unread Welcome waits.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_WELCOME_LIFETIME_SECONDS",
+        default_value_t = 2_592_000
+    )]
+    pub welcome_lifetime_seconds: u32,
+    /// How long entries are kept at least.
+    #[arg(long, env = "CHANCERY_DS_RETENTION_DAYS", default_value_t = 30)]
+    pub retention_days: u32,
+}
+
+impl Limits {
+    /// As published.
+    pub fn published(&self) -> Vec<Limit> {
+        [
+            ("message_bytes", self.message_bytes, "bytes"),
+            ("group_info_bytes", self.group_info_bytes, "bytes"),
+            ("welcome_bytes", self.welcome_bytes, "bytes"),
+            ("key_package_bytes", self.key_package_bytes, "bytes"),
+            ("request_bytes", self.request_bytes, "bytes"),
+            ("group_members_items", self.group_members_items, "items"),
+            ("publish_items", self.publish_items, "items"),
+            ("stock_items", self.stock_items, "items"),
+            (
+                "key_package_lifetime_seconds",
+                self.key_package_lifetime_seconds,
+                "seconds",
+            ),
+            ("claim_devices_items", self.claim_devices_items, "items"),
+            (
+                "claims_per_target_hour_items",
+                self.claims_per_target_hour_items,
+                "items",
+            ),
+            ("cursors_items", self.cursors_items, "items"),
+            ("page_items", self.page_items, "items"),
+            (
+                "welcome_lifetime_seconds",
+                self.welcome_lifetime_seconds,
+                "seconds",
+            ),
+        ]
+        .into_iter()
+        .map(|(name, value, unit)| Limit {
+            name: name.into(),
+            value: value.into(),
+            unit: unit.into(),
+        })
+        .collect()
+    }
+
+    /// Refuses limits under which something accepted could not be delivered.
+    ///
+    /// # Errors
+    /// Says which two do not fit together.
+    pub fn check(&self) -> Result<(), String> {
+        let parts = u64::from(self.message_bytes) * 2
+            + u64::from(self.welcome_bytes)
+            + u64::from(self.group_info_bytes);
+        if u64::from(self.request_bytes) < parts {
+            return Err(format!(
+                "request_bytes ({}) is less than two messages, a Welcome and a GroupInfo together ({parts})",
+                self.request_bytes
+            ));
+        }
+        // A joiner's cut Welcome travels in one frame, which must fit a default gRPC receiver.
+        if self.group_info_bytes > 1_048_576 {
+            return Err("group_info_bytes above 1 MiB could not be delivered in a frame".into());
+        }
+        Ok(())
+    }
+}
+
+/// Where an Authentication Service is, and which root vouches for it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AuthServiceConfig {
+    /// Its domain.
+    pub domain: String,
+    /// Its gRPC address, `http://…`, `https://…`.
+    pub url: String,
+    /// PEM file of the pinned root certificate.
+    pub root: PathBuf,
+    /// PEM file of the authority that signed its TLS certificate.
+    pub ca: Option<PathBuf>,
+}
+
+impl fmt::Debug for AuthServiceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for AuthServiceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            domain, url, root, ..
+        } = self;
+        write!(f, "domain={domain},url={url},root={}", root.display())?;
+        match &self.ca {
+            Some(ca) => write!(f, ",ca={}", ca.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for AuthServiceConfig {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut domain, mut url, mut root, mut ca) = (None, None, None, None);
+        for part in text.split(',') {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("{part:?} is not key=value"))?;
+            match key {
+                "domain" => domain = Some(value.to_owned()),
+                "url" => url = Some(value.to_owned()),
+                "root" => root = Some(PathBuf::from(value)),
+                "ca" => ca = Some(PathBuf::from(value)),
+                _ => return Err(format!("unknown key {key:?}")),
+            }
+        }
+        let missing = |what: &str| format!("{what}=… is missing");
+        Ok(Self {
+            domain: domain
+                .filter(|d| !d.is_empty())
+                .ok_or_else(|| missing("domain"))?,
+            url: url.ok_or_else(|| missing("url"))?,
+            root: root.ok_or_else(|| missing("root"))?,
+            ca,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn defaults() -> Config {
+        use clap::Parser as _;
+        Cli::parse_from([
+            "x",
+            "--domain",
+            "interior.example",
+            "--auth-service",
+            "domain=interior.example,url=http://127.0.0.1:1,root=/r.pem",
+        ])
+        .config
+    }
+
+    #[test]
+    fn the_defaults_can_deliver_what_they_accept() {
+        assert_eq!(defaults().limits.check(), Ok(()));
+    }
+
+    #[test]
+    fn limits_that_could_not_deliver_are_refused() {
+        let mut limits = defaults().limits;
+        limits.request_bytes = limits.message_bytes;
+        assert!(limits.check().is_err());
+    }
+
+    #[test]
+    fn an_auth_service_is_read_and_written_alike() {
+        let text = "domain=a.example,url=http://[::1]:7,root=/r.pem,ca=/ca.pem";
+        assert_eq!(text.parse::<AuthServiceConfig>().unwrap().to_string(), text);
+        for bad in ["", "domain=,url=u,root=r", "domain=a,url=u", "domain=a,url=u,root=r,x=1"] {
+            assert!(bad.parse::<AuthServiceConfig>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! One node of the service: what every use case shares.
+
+use service_kit::db::Db;
+
+use crate::{caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers};
+
+/// Handles are cheap to clone; a node holds no state that another node would miss.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The database.
+    pub db: Db,
+    /// Wake-ups of this node's streams.
+    pub hub: Hub,
+    /// Keys of the Authentication Services.
+    pub issuers: Issuers,
+    /// Their domains.
+    pub domains: Domains,
+    /// Token checks.
+    pub gate: Gate,
+    /// Options.
+    pub config: Config,
+}
+
+impl Node {
+    /// Fails with LIMIT_EXCEEDED above a published limit.
+    ///
+    /// # Errors
+    /// `LIMIT_EXCEEDED` with the limit's name.
+    pub fn within(&self, limit: &'static str, max: u32, got: usize) -> Result<(), crate::error::Error> {
+        if got as u64 > u64::from(max) {
+            return Err(crate::error::Error::Limit {
+                limit,
+                max: u64::from(max),
+                got: got as u64,
+            });
+        }
+        Ok(())
+    }
+}

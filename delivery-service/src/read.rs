@@ -1,0 +1,333 @@
+//! Reading a log: what a device may see, in frames of a bounded size.
+
+use chancery_proto::{
+    common::v1::{GroupRef, Reason},
+    delivery::v1::{Entries, Entry, PayloadRef, ReadLogRequest, State, entry},
+};
+use service_kit::db::DbError;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    caller::Caller,
+    error::Error,
+    group::Head,
+    node::Node,
+    store::{self, log::Page, roster::Interval},
+};
+
+/// Entries' payloads in one frame.
+pub const FRAME_BYTES: usize = 256 * 1024;
+
+/// Payloads above this travel by `FetchPayload`.
+pub const INLINE_PAYLOAD_BYTES: u32 = 64 * 1024;
+
+/// Chunks of payloads and trees.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Seqs that may be read at once: after the first, up to and with the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Exclusive.
+    pub after: u64,
+    /// Inclusive.
+    pub until: u64,
+}
+
+/// The next seqs after `after` that lie in one of the intervals.
+pub fn next_span(intervals: &[Interval], after: u64, head: u64) -> Option<Span> {
+    intervals
+        .iter()
+        .map(|interval| Span {
+            after: after.max(interval.joined_seq.saturating_sub(1)),
+            until: interval.removed_seq.unwrap_or(head).min(head),
+        })
+        .find(|span| span.after < span.until)
+}
+
+/// The group id of a request.
+///
+/// # Errors
+/// Malformed; or a group of another domain, which is unknown here.
+pub fn group_id(node: &Node, group: Option<&GroupRef>) -> Result<Vec<u8>, Error> {
+    let group = group.ok_or_else(|| Error::malformed("group", "missing"))?;
+    if !(16..=64).contains(&group.id.len()) {
+        return Err(Error::malformed("group.id", "16 to 64 bytes"));
+    }
+    if group.domain != node.config.domain {
+        return Err(Error::no_group());
+    }
+    Ok(group.id.to_vec())
+}
+
+/// On the wire.
+pub fn group_ref(node: &Node, group: &[u8]) -> GroupRef {
+    GroupRef {
+        domain: node.config.domain.clone(),
+        id: group.to_vec().into(),
+    }
+}
+
+/// A chain value: 32 bytes, or none.
+///
+/// # Errors
+/// Another length.
+pub fn chain(bytes: &[u8]) -> Result<Option<[u8; 32]>, Error> {
+    match bytes.len() {
+        0 => Ok(None),
+        32 => Ok(bytes.try_into().ok()),
+        _ => Err(Error::malformed("chain", "32 bytes, or empty")),
+    }
+}
+
+/// A head as clients see it.
+pub fn state(node: &Node, group: &[u8], head: &Head) -> State {
+    State {
+        group: Some(group_ref(node, group)),
+        epoch: head.epoch,
+        epoch_seq: head.epoch_seq,
+        head_seq: head.seq,
+        chain: head.chain.to_vec().into(),
+        settled_seq: head.settled_seq,
+        pending_removals: head.pending_removals,
+    }
+}
+
+/// Does the log still hold what the client saw?
+///
+/// # Errors
+/// `HISTORY_CHANGED`: never silence.
+pub async fn check_cursor(
+    node: &Node,
+    group: &[u8],
+    seq: u64,
+    chain: Option<[u8; 32]>,
+    head_seq: u64,
+) -> Result<(), Error> {
+    let changed = || Error::Rejected(crate::group::Rejection::HistoryChanged);
+    if seq > head_seq {
+        return Err(changed());
+    }
+    let (Some(chain), 1..) = (chain, seq) else {
+        return Ok(());
+    };
+    let client = node.db.client().await?;
+    let ours = store::log::chain_at(&**client, group, seq)
+        .await
+        .map_err(DbError::from)?;
+    if ours == Some(chain) { Ok(()) } else { Err(changed()) }
+}
+
+/// One frame of entries of a span.
+///
+/// # Errors
+/// The database.
+pub async fn entries(
+    node: &Node,
+    group: &[u8],
+    span: Span,
+    frame_bytes: usize,
+    head_seq: u64,
+) -> Result<Entries, Error> {
+    let page = Page {
+        after: span.after,
+        until: span.until,
+        entries: 256,
+        inline_payload_bytes: INLINE_PAYLOAD_BYTES,
+    };
+    let client = node.db.client().await?;
+    let rows = store::log::read_after(&**client, group, page)
+        .await
+        .map_err(DbError::from)?;
+    let mut size = 0;
+    let mut entries = Vec::new();
+    for row in rows {
+        size += row.payload.len() + 160;
+        if size > frame_bytes && !entries.is_empty() {
+            break;
+        }
+        entries.push(entry_of(&**client, group, row).await?);
+    }
+    Ok(Entries {
+        group: Some(group_ref(node, group)),
+        entries,
+        head_seq,
+    })
+}
+
+async fn entry_of<C: tokio_postgres::GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    row: store::log::Entry,
+) -> Result<Entry, Error> {
+    let body = if row.payload_bytes > u64::from(INLINE_PAYLOAD_BYTES) {
+        let payload = store::log::payload(client, group, row.seq)
+            .await
+            .map_err(DbError::from)?
+            .unwrap_or_default();
+        entry::Body::PayloadRef(PayloadRef {
+            bytes: row.payload_bytes,
+            sha256: Sha256::digest(&payload).to_vec().into(),
+        })
+    } else {
+        entry::Body::Payload(row.payload.into())
+    };
+    Ok(Entry {
+        seq: row.seq,
+        epoch: row.epoch,
+        epoch_seq: row.epoch_seq,
+        kind: u32::from(row.kind.unsigned_abs()),
+        message_id: row.message_id.as_bytes().to_vec().into(),
+        accepted_at_micros: row.accepted_at,
+        body: Some(body),
+        group_state_hash: row.group_state_hash.unwrap_or_default().into(),
+        origin_domain: String::new(),
+        chain: row.chain.to_vec().into(),
+    })
+}
+
+/// What a device may see of a group.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The group's id.
+    pub group: Vec<u8>,
+    /// Its head.
+    pub head: Head,
+    /// Never empty, oldest first.
+    pub intervals: Vec<Interval>,
+}
+
+impl View {
+    /// May it read this seq?
+    pub fn holds(&self, seq: u64) -> bool {
+        self.intervals
+            .iter()
+            .any(|i| i.joined_seq <= seq && i.removed_seq.is_none_or(|end| seq <= end))
+    }
+
+    /// Is it a member now?
+    pub fn member(&self) -> bool {
+        self.intervals.iter().any(|i| i.removed_seq.is_none())
+    }
+}
+
+/// The view of one device.
+///
+/// # Errors
+/// An unknown group and one that the device was never in get the same answer.
+pub async fn view(node: &Node, caller: &Caller, group: Vec<u8>) -> Result<View, Error> {
+    let client = node.db.client().await?;
+    let intervals = store::roster::intervals(&**client, &group, caller.key)
+        .await
+        .map_err(DbError::from)?;
+    let head = store::groups::head(&**client, &group)
+        .await
+        .map_err(DbError::from)?;
+    match head {
+        Some(head) if !intervals.is_empty() => Ok(View {
+            group,
+            head,
+            intervals,
+        }),
+        _ => Err(Error::no_group()),
+    }
+}
+
+/// One page of a log in frames.
+///
+/// # Errors
+/// `GROUP`, `HISTORY_CHANGED`, `LIMIT_EXCEEDED`, the database.
+pub async fn read_log(
+    node: &Node,
+    caller: &Caller,
+    request: &ReadLogRequest,
+) -> Result<Vec<Entries>, Error> {
+    let group = group_id(node, request.group.as_ref())?;
+    node.within(
+        "page_items",
+        node.config.limits.page_items,
+        request.page_entries as usize,
+    )?;
+    let view = view(node, caller, group).await?;
+    let after_chain = chain(&request.after_chain)?;
+    check_cursor(node, &view.group, request.after_seq, after_chain, view.head.seq).await?;
+    let mut left = match request.page_entries {
+        0 => node.config.limits.page_items as usize,
+        n => n as usize,
+    };
+    let mut after = request.after_seq;
+    let mut frames = Vec::new();
+    while left > 0 {
+        let Some(span) = next_span(&view.intervals, after, view.head.seq) else {
+            break;
+        };
+        let until = span.until.min(span.after.saturating_add(left as u64));
+        let span = Span { until, ..span };
+        let frame = entries(node, &view.group, span, FRAME_BYTES, view.head.seq).await?;
+        let Some(last) = frame.entries.last() else {
+            return Err(Error::Corrupt("a hole in the log"));
+        };
+        after = last.seq;
+        left = left.saturating_sub(frame.entries.len());
+        frames.push(frame);
+    }
+    if frames.is_empty() {
+        frames.push(Entries {
+            group: Some(group_ref(node, &view.group)),
+            entries: Vec::new(),
+            head_seq: view.head.seq,
+        });
+    }
+    Ok(frames)
+}
+
+/// One entry's payload.
+///
+/// # Errors
+/// `GROUP` for a seq outside the device's intervals too.
+pub async fn payload(
+    node: &Node,
+    caller: &Caller,
+    group: Option<&GroupRef>,
+    seq: u64,
+) -> Result<Vec<u8>, Error> {
+    let view = view(node, caller, group_id(node, group)?).await?;
+    if !view.holds(seq) {
+        return Err(Error::no_group());
+    }
+    let client = node.db.client().await?;
+    store::log::payload(&**client, &view.group, seq)
+        .await
+        .map_err(DbError::from)?
+        .ok_or_else(|| Error::refused(Reason::CursorTooOld, "the entry was pruned, or does not exist"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(joined_seq: u64, removed_seq: Option<u64>) -> Interval {
+        Interval {
+            joined_seq,
+            removed_seq,
+        }
+    }
+
+    #[test]
+    fn spans_walk_through_the_union_of_the_intervals() {
+        let intervals = [interval(3, Some(5)), interval(8, None)];
+        let next = |after| next_span(&intervals, after, 9).map(|s| (s.after, s.until));
+        assert_eq!(next(0), Some((2, 5)));
+        assert_eq!(next(4), Some((4, 5)));
+        assert_eq!(next(5), Some((7, 9)));
+        assert_eq!(next(8), Some((8, 9)));
+        assert_eq!(next(9), None);
+    }
+
+    #[test]
+    fn a_resync_closes_and_opens_at_one_seq_without_a_gap_or_a_repeat() {
+        let intervals = [interval(0, Some(4)), interval(4, None)];
+        let next = |after| next_span(&intervals, after, 6).map(|s| (s.after, s.until));
+        assert_eq!(next(0), Some((0, 4)));
+        assert_eq!(next(4), Some((4, 6)));
+    }
+}

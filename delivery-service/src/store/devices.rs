@@ -1,0 +1,148 @@
+//! What the service knows of a device: its user, and whether it was revoked.
+
+use tokio_postgres::{Error, GenericClient, Transaction};
+use uuid::Uuid;
+
+use super::{columns, signed, unsigned};
+use crate::group::DeviceKey;
+
+/// One known device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// The device.
+    pub key: DeviceKey,
+    /// Its user.
+    pub user: Uuid,
+    /// Never undone.
+    pub revoked: bool,
+}
+
+/// Notes a device on its first changing request; returns what is known of it (the user of the first time, never of a later one).
+pub async fn remember(tx: &Transaction<'_>, key: DeviceKey, user: Uuid) -> Result<Device, Error> {
+    let sql = "/* devices::remember */ INSERT INTO devices (domain_id, device_id, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    tx.execute(sql, &[&key.domain, &key.device, &user]).await?;
+    let known = find(tx, &[key]).await?;
+    Ok(known.first().copied().unwrap_or(Device {
+        key,
+        user,
+        revoked: false,
+    }))
+}
+
+/// What is known of these devices.
+pub async fn find<C: GenericClient + Sync>(
+    client: &C,
+    devices: &[DeviceKey],
+) -> Result<Vec<Device>, Error> {
+    let sql = "/* devices::find */ SELECT v.domain_id, v.device_id, v.user_id, v.revoked FROM devices v \
+               JOIN unnest($1::smallint[], $2::uuid[]) AS d(domain_id, device_id) \
+                 ON v.domain_id = d.domain_id AND v.device_id = d.device_id";
+    select(client, sql, devices).await
+}
+
+/// The same for devices that a Commit adds, locked against a revocation at the same time, in id order.
+pub async fn lock_added(tx: &Transaction<'_>, devices: &[DeviceKey]) -> Result<Vec<Device>, Error> {
+    let sql = "/* devices::lock_added */ SELECT v.domain_id, v.device_id, v.user_id, v.revoked FROM devices v \
+               WHERE (v.domain_id, v.device_id) IN (SELECT * FROM unnest($1::smallint[], $2::uuid[])) \
+               ORDER BY v.domain_id, v.device_id FOR KEY SHARE OF v";
+    select(tx, sql, devices).await
+}
+
+async fn select<C: GenericClient + Sync>(
+    client: &C,
+    sql: &str,
+    devices: &[DeviceKey],
+) -> Result<Vec<Device>, Error> {
+    let (domains, ids) = columns(devices);
+    let rows = client.query(sql, &[&domains, &ids]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Device {
+            key: DeviceKey {
+                domain: row.get(0),
+                device: row.get(1),
+            },
+            user: row.get(2),
+            revoked: row.get(3),
+        })
+        .collect())
+}
+
+/// Records a revocation with the Authentication Service's signed statement, and takes the device's KeyPackages and unread Welcomes away.
+pub async fn revoke(
+    tx: &Transaction<'_>,
+    key: DeviceKey,
+    user: Uuid,
+    evidence: &[u8],
+) -> Result<(), Error> {
+    let sql = "/* devices::revoke */ SELECT 1 FROM devices WHERE domain_id = $1 AND device_id = $2 FOR UPDATE";
+    tx.execute(sql, &[&key.domain, &key.device]).await?;
+    let sql = "/* devices::revoke */ INSERT INTO devices (domain_id, device_id, user_id, revoked) VALUES ($1, $2, $3, true) \
+               ON CONFLICT (device_id, domain_id) DO UPDATE SET revoked = true";
+    tx.execute(sql, &[&key.domain, &key.device, &user]).await?;
+    let sql = "/* devices::revoke */ INSERT INTO revoked_devices (domain_id, device_id, evidence) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    tx.execute(sql, &[&key.domain, &key.device, &evidence])
+        .await?;
+    let sql = "/* devices::revoke */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND claim_id IS NULL";
+    tx.execute(sql, &[&key.domain, &key.device]).await?;
+    Ok(())
+}
+
+/// An Authentication Service as last seen.
+#[derive(Debug, Clone)]
+pub struct AuthService {
+    /// Encoded `auth.v1.GetServiceInfoResponse`.
+    pub service_info: Vec<u8>,
+    /// History of its status feed.
+    pub history_id: Option<Vec<u8>>,
+    /// Last status applied.
+    pub seq: u64,
+}
+
+/// What an Authentication Service last said of itself.
+pub async fn auth_service<C: GenericClient + Sync>(
+    client: &C,
+    domain: i16,
+) -> Result<Option<AuthService>, Error> {
+    let sql = "/* devices::auth_service */ SELECT service_info, history_id, seq FROM auth_services WHERE domain_id = $1";
+    let row = client.query_opt(sql, &[&domain]).await?;
+    Ok(row.map(|row| AuthService {
+        service_info: row.get(0),
+        history_id: row.get(1),
+        seq: unsigned(row.get(2)),
+    }))
+}
+
+/// Remembers what an Authentication Service says of itself.
+pub async fn remember_auth_service<C: GenericClient + Sync>(
+    client: &C,
+    domain: i16,
+    service_info: &[u8],
+) -> Result<(), Error> {
+    let sql = "/* devices::remember_auth_service */ INSERT INTO auth_services (domain_id, service_info) VALUES ($1, $2) \
+               ON CONFLICT (domain_id) DO UPDATE SET service_info = EXCLUDED.service_info";
+    client.execute(sql, &[&domain, &service_info]).await?;
+    Ok(())
+}
+
+/// Moves the feed's cursor forward, with what it says, in one transaction.
+pub async fn advance_feed(
+    tx: &Transaction<'_>,
+    domain: i16,
+    history_id: &[u8],
+    seq: u64,
+) -> Result<u64, Error> {
+    let sql = "/* devices::advance_feed */ UPDATE auth_services SET history_id = $2, seq = $3 WHERE domain_id = $1 AND seq < $3";
+    tx.execute(sql, &[&domain, &history_id, &signed(seq)]).await
+}
+
+/// Gives a domain name its number; the same name always gets the same.
+pub async fn domain_id(tx: &Transaction<'_>, name: &str) -> Result<i16, Error> {
+    let sql = "/* devices::domain_id */ LOCK TABLE domains IN SHARE ROW EXCLUSIVE MODE";
+    tx.execute(sql, &[]).await?;
+    let sql = "/* devices::domain_id */ INSERT INTO domains (domain_id, name) \
+               SELECT coalesce(max(domain_id), 0) + 1, $1 FROM domains HAVING NOT EXISTS (SELECT 1 FROM domains WHERE name = $1)";
+    tx.execute(sql, &[&name]).await?;
+    let sql = "/* devices::domain_id */ SELECT domain_id FROM domains WHERE name = $1";
+    Ok(tx.query_one(sql, &[&name]).await?.get(0))
+}

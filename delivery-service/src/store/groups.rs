@@ -1,0 +1,295 @@
+//! Head rows and epochs.
+
+use tokio_postgres::{Error, GenericClient, Row, Transaction};
+use uuid::Uuid;
+
+use super::{hash32, signed, unsigned};
+use crate::group::{Committer, ConfirmBy, DeviceKey, ExternalJoin, Head};
+
+const OPEN: i16 = 1;
+
+/// What `CreateGroup` made.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The group's cipher suite.
+    pub suite: i32,
+    /// Who made it.
+    pub creator: DeviceKey,
+    /// SHA-256 over the request.
+    pub create_hash: [u8; 32],
+}
+
+fn head_of(row: &Row) -> Head {
+    let committer_device: Option<Uuid> = row.get("committer_device");
+    let confirm_by = match row.get::<_, i16>("confirm_by") {
+        1 => ConfirmBy::OtherUser,
+        2 => ConfirmBy::OtherDevice,
+        _ => ConfirmBy::Nobody,
+    };
+    let committer = committer_device.map(|device| Committer {
+        key: DeviceKey {
+            domain: row.get("committer_domain"),
+            device,
+        },
+        user: row.get("committer_user"),
+        confirm_by,
+    });
+    Head {
+        open: row.get::<_, i16>("state") == OPEN,
+        seq: unsigned(row.get("head_seq")),
+        epoch: unsigned(row.get("epoch")),
+        epoch_seq: unsigned(row.get("epoch_seq")),
+        floor_seq: unsigned(row.get("floor_seq")),
+        settled_seq: unsigned(row.get("settled_seq")),
+        pending_removals: u32::try_from(row.get::<_, i32>("pending_removals")).unwrap_or(0),
+        committer,
+        past_epochs: u64::try_from(row.get::<_, i32>("past_epochs")).unwrap_or(0),
+        external_join: match row.get::<_, i16>("external_join") {
+            1 => ExternalJoin::Resync,
+            2 => ExternalJoin::SameUser,
+            _ => ExternalJoin::None,
+        },
+        chain: hash32(row.get("chain")),
+        last_at: row.get("last_at_micros"),
+    }
+}
+
+fn external_join_code(policy: ExternalJoin) -> i16 {
+    match policy {
+        ExternalJoin::None => 0,
+        ExternalJoin::Resync => 1,
+        ExternalJoin::SameUser => 2,
+    }
+}
+
+fn committer_columns(head: &Head) -> (Option<i16>, Option<Uuid>, Option<Uuid>, i16) {
+    match &head.committer {
+        None => (None, None, None, 0),
+        Some(c) => {
+            let confirm_by = match c.confirm_by {
+                ConfirmBy::Nobody => 0,
+                ConfirmBy::OtherUser => 1,
+                ConfirmBy::OtherDevice => 2,
+            };
+            (
+                Some(c.key.domain),
+                Some(c.key.device),
+                Some(c.user),
+                confirm_by,
+            )
+        }
+    }
+}
+
+macro_rules! head_columns {
+    () => {
+        "state, head_seq, epoch, epoch_seq, floor_seq, settled_seq, pending_removals, committer_domain, committer_device, committer_user, \
+         confirm_by, past_epochs, external_join, chain, (extract(epoch FROM last_at) * 1000000)::bigint AS last_at_micros"
+    };
+}
+
+/// Locks the head row, alone: what is read with it in one statement would be older than the lock.
+pub async fn lock(tx: &Transaction<'_>, group: &[u8]) -> Result<Option<Head>, Error> {
+    let sql = concat!(
+        "/* groups::lock */ SELECT ",
+        head_columns!(),
+        " FROM group_heads WHERE group_id = $1 FOR NO KEY UPDATE"
+    );
+    Ok(tx.query_opt(sql, &[&group]).await?.as_ref().map(head_of))
+}
+
+/// Reads the head without a lock.
+pub async fn head<C: GenericClient + Sync>(client: &C, group: &[u8]) -> Result<Option<Head>, Error> {
+    let sql = concat!(
+        "/* groups::head */ SELECT ",
+        head_columns!(),
+        " FROM group_heads WHERE group_id = $1"
+    );
+    Ok(client.query_opt(sql, &[&group]).await?.as_ref().map(head_of))
+}
+
+/// Heads of several groups: `(group_id, head_seq)`.
+pub async fn head_seqs<C: GenericClient + Sync>(
+    client: &C,
+    groups: &[Vec<u8>],
+) -> Result<Vec<(Vec<u8>, u64)>, Error> {
+    let sql = "/* groups::head_seqs */ SELECT group_id, head_seq FROM group_heads WHERE group_id = ANY($1)";
+    let rows = client.query(sql, &[&groups]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get(0), unsigned(row.get(1))))
+        .collect())
+}
+
+/// Claims the id for ever; false if it was ever used.
+pub async fn insert(tx: &Transaction<'_>, group: &[u8], created: &Created) -> Result<bool, Error> {
+    let sql = "/* groups::insert */ INSERT INTO groups (group_id, suite, creator_domain, creator_device, create_hash, created_at) \
+               VALUES ($1, $2, $3, $4, $5, now()) ON CONFLICT (group_id) DO NOTHING";
+    let creator = created.creator;
+    let hash = created.create_hash.as_slice();
+    let rows = tx
+        .execute(
+            sql,
+            &[&group, &created.suite, &creator.domain, &creator.device, &hash],
+        )
+        .await?;
+    Ok(rows == 1)
+}
+
+/// How a group was made.
+pub async fn created<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+) -> Result<Option<Created>, Error> {
+    let sql = "/* groups::created */ SELECT suite, creator_domain, creator_device, create_hash FROM groups WHERE group_id = $1";
+    Ok(client.query_opt(sql, &[&group]).await?.map(|row| Created {
+        suite: row.get(0),
+        creator: DeviceKey {
+            domain: row.get(1),
+            device: row.get(2),
+        },
+        create_hash: hash32(row.get(3)),
+    }))
+}
+
+/// The first head row; false if there is one.
+pub async fn insert_head(tx: &Transaction<'_>, group: &[u8], head: &Head) -> Result<(), Error> {
+    let sql = "/* groups::insert_head */ INSERT INTO group_heads (group_id, state, head_seq, epoch, epoch_seq, floor_seq, settled_seq, \
+               roster_seq, past_epochs, external_join, chain, last_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $3, $8, $9, $10, now())";
+    let past_epochs = i32::try_from(head.past_epochs).unwrap_or(i32::MAX);
+    tx.execute(
+        sql,
+        &[
+            &group,
+            &OPEN,
+            &signed(head.seq),
+            &signed(head.epoch),
+            &signed(head.epoch_seq),
+            &signed(head.floor_seq),
+            &signed(head.settled_seq),
+            &past_epochs,
+            &external_join_code(head.external_join),
+            &head.chain.as_slice(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Writes the head after an entry; the row is locked by this transaction. Returns the rows changed: 1, or the lock was not held.
+pub async fn advance(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    before: &Head,
+    head: &Head,
+) -> Result<u64, Error> {
+    let sql = "/* groups::advance */ UPDATE group_heads SET head_seq = $3, epoch = $4, epoch_seq = $5, floor_seq = $6, settled_seq = $7, \
+               roster_seq = CASE WHEN $5 > epoch_seq THEN $3 ELSE roster_seq END, pending_removals = $8, committer_domain = $9, \
+               committer_device = $10, committer_user = $11, confirm_by = $12, past_epochs = $13, external_join = $14, chain = $15, \
+               last_at = 'epoch'::timestamptz + $16 * interval '1 microsecond' WHERE group_id = $1 AND head_seq = $2";
+    let (domain, device, user, confirm_by) = committer_columns(head);
+    let pending = i32::try_from(head.pending_removals).unwrap_or(i32::MAX);
+    let past_epochs = i32::try_from(head.past_epochs).unwrap_or(i32::MAX);
+    tx.execute(
+        sql,
+        &[
+            &group,
+            &signed(before.seq),
+            &signed(head.seq),
+            &signed(head.epoch),
+            &signed(head.epoch_seq),
+            &signed(head.floor_seq),
+            &signed(head.settled_seq),
+            &pending,
+            &domain,
+            &device,
+            &user,
+            &confirm_by,
+            &past_epochs,
+            &external_join_code(head.external_join),
+            &head.chain.as_slice(),
+            &(head.last_at as f64),
+        ],
+    )
+    .await
+}
+
+/// A standing epoch.
+#[derive(Debug, Clone)]
+pub struct Epoch {
+    /// MLS epoch number.
+    pub epoch: u64,
+    /// Its name.
+    pub epoch_seq: u64,
+    /// MLSMessage(GroupInfo).
+    pub group_info: Vec<u8>,
+    /// SHA-256 that entries of the Commit carry.
+    pub group_state_hash: Vec<u8>,
+    /// Leaves of its tree.
+    pub tree_width: u32,
+    /// What its Welcomes share.
+    pub encrypted_group_info: Option<Vec<u8>>,
+}
+
+/// Stores an epoch.
+pub async fn insert_epoch(tx: &Transaction<'_>, group: &[u8], epoch: &Epoch) -> Result<(), Error> {
+    let sql = "/* groups::insert_epoch */ INSERT INTO epochs (group_id, epoch, epoch_seq, group_info, group_state_hash, tree_width, \
+               encrypted_group_info) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let width = i32::try_from(epoch.tree_width).unwrap_or(i32::MAX);
+    tx.execute(
+        sql,
+        &[
+            &group,
+            &signed(epoch.epoch),
+            &signed(epoch.epoch_seq),
+            &epoch.group_info,
+            &epoch.group_state_hash,
+            &width,
+            &epoch.encrypted_group_info,
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The epoch named `epoch_seq`.
+pub async fn epoch<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    epoch_seq: u64,
+) -> Result<Option<Epoch>, Error> {
+    let sql = "/* groups::epoch */ SELECT epoch, epoch_seq, group_info, group_state_hash, tree_width, encrypted_group_info \
+               FROM epochs WHERE group_id = $1 AND epoch_seq = $2";
+    let row = client.query_opt(sql, &[&group, &signed(epoch_seq)]).await?;
+    Ok(row.map(|row| Epoch {
+        epoch: unsigned(row.get(0)),
+        epoch_seq: unsigned(row.get(1)),
+        group_info: row.get(2),
+        group_state_hash: row.get(3),
+        tree_width: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
+        encrypted_group_info: row.get(5),
+    }))
+}
+
+/// The name of the standing epoch with this number.
+pub async fn epoch_seq_of<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    epoch: u64,
+) -> Result<Option<u64>, Error> {
+    let sql = "/* groups::epoch_seq_of */ SELECT epoch_seq FROM epochs WHERE group_id = $1 AND epoch = $2";
+    let row = client.query_opt(sql, &[&group, &signed(epoch)]).await?;
+    Ok(row.map(|row| unsigned(row.get(0))))
+}
+
+/// The database's time in Unix microseconds.
+pub async fn now<C: GenericClient + Sync>(client: &C) -> Result<i64, Error> {
+    let sql = "/* groups::now */ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}
+
+/// The database's incarnation: renewed when it is restored.
+pub async fn incarnation<C: GenericClient + Sync>(client: &C) -> Result<Uuid, Error> {
+    let sql = "/* groups::incarnation */ SELECT incarnation FROM service_state";
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}

@@ -1,0 +1,295 @@
+//! KeyPackages: each one-time one leaves exactly once.
+
+use tokio_postgres::{Error, GenericClient, Transaction};
+use uuid::Uuid;
+
+use crate::group::DeviceKey;
+
+/// A checked KeyPackage to store.
+#[derive(Debug, Clone)]
+pub struct NewKeyPackage {
+    /// RFC 9420 section 5.2.
+    pub reference: Vec<u8>,
+    /// Cipher suite.
+    pub suite: u16,
+    /// Given out only when the stock is empty, and again and again.
+    pub last_resort: bool,
+    /// Unix seconds.
+    pub not_after: i64,
+    /// MLSMessage(KeyPackage).
+    pub body: Vec<u8>,
+}
+
+/// Stores one; a ref that is already there, claimed or not, stays as it is.
+pub async fn insert(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    package: &NewKeyPackage,
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::insert */ INSERT INTO key_packages (domain_id, device_id, ref, suite, last_resort, not_after, body) \
+               VALUES ($1, $2, $3, $4, $5, to_timestamp($6), $7) ON CONFLICT (device_id, domain_id, ref) DO NOTHING";
+    tx.execute(
+        sql,
+        &[
+            &owner.domain,
+            &owner.device,
+            &package.reference,
+            &i32::from(package.suite),
+            &package.last_resort,
+            &(package.not_after as f64),
+            &package.body,
+        ],
+    )
+    .await
+}
+
+/// One of each suite is the last resort: the newest.
+pub async fn drop_older_last_resorts(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suite: u16,
+    keep: &[u8],
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::drop_older_last_resorts */ DELETE FROM key_packages \
+               WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND claim_id IS NULL AND ref <> $4 \
+               AND NOT EXISTS (SELECT 1 FROM key_package_claims c WHERE c.device_id = $2 AND c.domain_id = $1 AND c.ref = key_packages.ref)";
+    tx.execute(
+        sql,
+        &[&owner.domain, &owner.device, &i32::from(suite), &keep],
+    )
+    .await
+}
+
+/// Removes the unclaimed ones of these suites.
+pub async fn delete_unclaimed(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suites: &[i32],
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::delete_unclaimed */ DELETE FROM key_packages \
+               WHERE domain_id = $1 AND device_id = $2 AND suite = ANY($3) AND claim_id IS NULL";
+    tx.execute(sql, &[&owner.domain, &owner.device, &suites])
+        .await
+}
+
+/// Removes unclaimed ones by ref.
+pub async fn delete_refs(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    refs: &[Vec<u8>],
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::delete_refs */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND ref = ANY($3) AND claim_id IS NULL";
+    tx.execute(sql, &[&owner.domain, &owner.device, &refs])
+        .await
+}
+
+/// Stock of one suite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stock {
+    /// Cipher suite.
+    pub suite: u32,
+    /// Unclaimed and unexpired.
+    pub one_time: u32,
+    /// There is a last resort.
+    pub last_resort: bool,
+    /// Claims answered with it.
+    pub last_resort_claims: u32,
+}
+
+/// A device's stock by suite.
+pub async fn stock<C: GenericClient + Sync>(
+    client: &C,
+    owner: DeviceKey,
+) -> Result<Vec<Stock>, Error> {
+    let sql = "/* key_packages::stock */ SELECT k.suite, \
+               count(*) FILTER (WHERE NOT k.last_resort AND k.claim_id IS NULL AND k.not_after > now()), \
+               bool_or(k.last_resort AND k.not_after > now()), \
+               coalesce(sum((SELECT count(*) FROM key_package_claims c WHERE c.device_id = k.device_id AND c.domain_id = k.domain_id \
+                             AND c.ref = k.ref)) FILTER (WHERE k.last_resort), 0)::bigint \
+               FROM key_packages k WHERE k.domain_id = $1 AND k.device_id = $2 GROUP BY k.suite ORDER BY k.suite";
+    let rows = client.query(sql, &[&owner.domain, &owner.device]).await?;
+    let count = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(rows
+        .iter()
+        .map(|row| Stock {
+            suite: u32::try_from(row.get::<_, i32>(0)).unwrap_or(0),
+            one_time: count(row.get(1)),
+            last_resort: row.get(2),
+            last_resort_claims: count(row.get(3)),
+        })
+        .collect())
+}
+
+/// How many unexpired ones a device keeps here, claimed or not.
+pub async fn count(tx: &Transaction<'_>, owner: DeviceKey) -> Result<u64, Error> {
+    let sql = "/* key_packages::count */ SELECT count(*) FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND not_after > now() AND claim_id IS NULL";
+    let row = tx.query_one(sql, &[&owner.domain, &owner.device]).await?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// An answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// `ClaimOutcome`.
+    pub outcome: i16,
+    /// The KeyPackage's ref.
+    pub reference: Option<Vec<u8>>,
+}
+
+/// Takes the place of this claim for this device; false if it was answered before (waits for an equal claim that is under way).
+pub async fn begin_claim(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    claim: Uuid,
+) -> Result<bool, Error> {
+    let sql = "/* key_packages::begin_claim */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, outcome, claimed_at) \
+               VALUES ($1, $2, $3, 0, now()) ON CONFLICT DO NOTHING";
+    let rows = tx
+        .execute(sql, &[&owner.domain, &owner.device, &claim])
+        .await?;
+    Ok(rows == 1)
+}
+
+/// The first answer to this claim.
+pub async fn answer(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    claim: Uuid,
+) -> Result<Option<Answer>, Error> {
+    let sql = "/* key_packages::answer */ SELECT outcome, ref FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
+    let row = tx
+        .query_opt(sql, &[&owner.domain, &owner.device, &claim])
+        .await?;
+    Ok(row.map(|row| Answer {
+        outcome: row.get(0),
+        reference: row.get(1),
+    }))
+}
+
+/// Notes the answer.
+pub async fn finish_claim(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    claim: Uuid,
+    answer: &Answer,
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::finish_claim */ UPDATE key_package_claims SET outcome = $4, ref = $5 \
+               WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
+    tx.execute(
+        sql,
+        &[
+            &owner.domain,
+            &owner.device,
+            &claim,
+            &answer.outcome,
+            &answer.reference,
+        ],
+    )
+    .await
+}
+
+/// A KeyPackage row.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// RFC 9420 section 5.2.
+    pub reference: Vec<u8>,
+    /// MLSMessage(KeyPackage).
+    pub body: Vec<u8>,
+    /// Last resort.
+    pub last_resort: bool,
+}
+
+/// Locks the next one-time KeyPackage of a suite. With `skip_locked`, rows that others are claiming are passed over.
+pub async fn lock_next(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suite: i32,
+    skip_locked: bool,
+) -> Result<Option<Stored>, Error> {
+    macro_rules! sql {
+        ($end:literal) => {
+            concat!(
+                "/* key_packages::lock_next */ SELECT ref, body, last_resort FROM key_packages \
+                 WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now() \
+                 ORDER BY not_after, ref LIMIT 1 ",
+                $end
+            )
+        };
+    }
+    let sql = if skip_locked {
+        sql!("FOR UPDATE SKIP LOCKED")
+    } else {
+        sql!("FOR UPDATE")
+    };
+    let row = tx
+        .query_opt(sql, &[&owner.domain, &owner.device, &suite])
+        .await?;
+    Ok(row.map(|row| stored(&row)))
+}
+
+/// The last resort of a suite.
+pub async fn last_resort(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suite: i32,
+) -> Result<Option<Stored>, Error> {
+    let sql = "/* key_packages::last_resort */ SELECT ref, body, last_resort FROM key_packages \
+               WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND not_after > now() ORDER BY not_after DESC LIMIT 1";
+    let row = tx
+        .query_opt(sql, &[&owner.domain, &owner.device, &suite])
+        .await?;
+    Ok(row.map(|row| stored(&row)))
+}
+
+/// One by its ref.
+pub async fn by_ref(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    reference: &[u8],
+) -> Result<Option<Stored>, Error> {
+    let sql = "/* key_packages::by_ref */ SELECT ref, body, last_resort FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND ref = $3";
+    let row = tx
+        .query_opt(sql, &[&owner.domain, &owner.device, &reference])
+        .await?;
+    Ok(row.map(|row| stored(&row)))
+}
+
+fn stored(row: &tokio_postgres::Row) -> Stored {
+    Stored {
+        reference: row.get(0),
+        body: row.get(1),
+        last_resort: row.get(2),
+    }
+}
+
+/// Marks a locked one-time KeyPackage as gone; 1, or it was not there to give.
+pub async fn mark_claimed(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    reference: &[u8],
+    claim: Uuid,
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::mark_claimed */ UPDATE key_packages SET claim_id = $4, claimed_at = now() \
+               WHERE domain_id = $1 AND device_id = $2 AND ref = $3 AND claim_id IS NULL";
+    tx.execute(sql, &[&owner.domain, &owner.device, &reference, &claim])
+        .await
+}
+
+/// Whose KeyPackages these are, and when their Welcomes end (Unix seconds).
+pub async fn owners(
+    tx: &Transaction<'_>,
+    refs: &[Vec<u8>],
+) -> Result<Vec<(Vec<u8>, DeviceKey)>, Error> {
+    let sql = "/* key_packages::owners */ SELECT ref, domain_id, device_id FROM key_packages WHERE ref = ANY($1)";
+    let rows = tx.query(sql, &[&refs]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let key = DeviceKey {
+                domain: row.get(1),
+                device: row.get(2),
+            };
+            (row.get(0), key)
+        })
+        .collect())
+}

@@ -1,0 +1,30 @@
+//! Every SQL statement of the service. Each opens with its function's name, lists its columns, and a write checks how many rows it touched.
+
+pub mod devices;
+pub mod groups;
+pub mod key_packages;
+pub mod log;
+pub mod roster;
+pub mod tree;
+pub mod welcomes;
+
+use crate::group::DeviceKey;
+use uuid::Uuid;
+
+/// The two columns that name a device, as arrays for `unnest`.
+fn columns(devices: &[DeviceKey]) -> (Vec<i16>, Vec<Uuid>) {
+    devices.iter().map(|d| (d.domain, d.device)).unzip()
+}
+
+/// PostgreSQL has no unsigned numbers; every seq and epoch that is stored came from a signed column or was checked at the edge.
+pub(crate) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+fn hash32(bytes: &[u8]) -> [u8; 32] {
+    bytes.try_into().unwrap_or([0; 32])
+}

@@ -1,0 +1,222 @@
+//! Membership intervals, and each device's index of its groups.
+
+use tokio_postgres::{Error, GenericClient, Transaction};
+use uuid::Uuid;
+
+use super::{columns, signed, unsigned};
+use crate::group::{DeviceKey, Membership};
+
+/// A closed or open interval in which a device may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interval {
+    /// The joining Commit.
+    pub joined_seq: u64,
+    /// The removing Commit, readable too; absent while the device is a member.
+    pub removed_seq: Option<u64>,
+}
+
+/// A row of the roster.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The device.
+    pub key: DeviceKey,
+    /// Its user.
+    pub user: Uuid,
+    /// The joining Commit.
+    pub joined_seq: u64,
+    /// Leaving or revoked.
+    pub pending: bool,
+}
+
+/// The open memberships of these devices.
+pub async fn current<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    devices: &[DeviceKey],
+) -> Result<Vec<(DeviceKey, Membership)>, Error> {
+    let sql = "/* roster::current */ SELECT m.domain_id, m.device_id, m.user_id, m.joined_seq FROM members m \
+               JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) \
+                 ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
+               WHERE m.group_id = $1 AND m.removed_seq IS NULL";
+    let (domains, ids) = columns(devices);
+    let rows = client.query(sql, &[&group, &domains, &ids]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let key = DeviceKey {
+                domain: row.get(0),
+                device: row.get(1),
+            };
+            let membership = Membership {
+                user: row.get(2),
+                joined_seq: unsigned(row.get(3)),
+            };
+            (key, membership)
+        })
+        .collect())
+}
+
+/// All intervals of a device, oldest first.
+pub async fn intervals<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    device: DeviceKey,
+) -> Result<Vec<Interval>, Error> {
+    let sql = "/* roster::intervals */ SELECT joined_seq, removed_seq FROM members \
+               WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 ORDER BY joined_seq";
+    let rows = client
+        .query(sql, &[&group, &device.domain, &device.device])
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| Interval {
+            joined_seq: unsigned(row.get(0)),
+            removed_seq: row.get::<_, Option<i64>>(1).map(unsigned),
+        })
+        .collect())
+}
+
+/// The roster as of a seq, in the order of the ids.
+pub async fn as_of<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+) -> Result<Vec<Member>, Error> {
+    let sql = "/* roster::as_of */ SELECT domain_id, device_id, user_id, joined_seq, pending FROM members \
+               WHERE group_id = $1 AND joined_seq <= $2 AND (removed_seq IS NULL OR removed_seq > $2) ORDER BY domain_id, device_id";
+    let rows = client.query(sql, &[&group, &signed(seq)]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Member {
+            key: DeviceKey {
+                domain: row.get(0),
+                device: row.get(1),
+            },
+            user: row.get(2),
+            joined_seq: unsigned(row.get(3)),
+            pending: row.get::<_, i16>(4) > 0,
+        })
+        .collect())
+}
+
+/// Members marked as revoked.
+pub async fn revoked(tx: &Transaction<'_>, group: &[u8]) -> Result<Vec<DeviceKey>, Error> {
+    let sql = "/* roster::revoked */ SELECT domain_id, device_id FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2";
+    let rows = tx.query(sql, &[&group]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| DeviceKey {
+            domain: row.get(0),
+            device: row.get(1),
+        })
+        .collect())
+}
+
+/// Besides the committer and those who leave: is there another user, is there another device?
+pub async fn others(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    committer: DeviceKey,
+    user: Uuid,
+    leaving: &[DeviceKey],
+) -> Result<(bool, bool), Error> {
+    let sql = "/* roster::others */ WITH stay AS (SELECT m.user_id FROM members m WHERE m.group_id = $1 AND m.removed_seq IS NULL \
+               AND NOT (m.domain_id = $2 AND m.device_id = $3) AND NOT EXISTS (SELECT 1 FROM unnest($5::smallint[], $6::uuid[]) \
+               AS r(domain_id, device_id) WHERE r.domain_id = m.domain_id AND r.device_id = m.device_id)) \
+               SELECT EXISTS (SELECT 1 FROM stay WHERE user_id <> $4), EXISTS (SELECT 1 FROM stay)";
+    let (domains, ids) = columns(leaving);
+    let row = tx
+        .query_one(
+            sql,
+            &[
+                &group,
+                &committer.domain,
+                &committer.device,
+                &user,
+                &domains,
+                &ids,
+            ],
+        )
+        .await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+/// Closes the open intervals of these devices at `seq`; returns how many there were.
+pub async fn close(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    seq: u64,
+    devices: &[DeviceKey],
+) -> Result<u64, Error> {
+    let sql = "/* roster::close */ UPDATE members m SET removed_seq = $2, pending = 0 \
+               FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
+               WHERE m.group_id = $1 AND m.domain_id = d.domain_id AND m.device_id = d.device_id AND m.removed_seq IS NULL";
+    let (domains, ids) = columns(devices);
+    let closed = tx
+        .execute(sql, &[&group, &signed(seq), &domains, &ids])
+        .await?;
+    let sql = "/* roster::close */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member) \
+               SELECT d.domain_id, d.device_id, $1, $2, false FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
+               ON CONFLICT (device_id, domain_id, group_id) DO UPDATE SET seq = EXCLUDED.seq, member = false";
+    tx.execute(sql, &[&group, &signed(seq), &domains, &ids])
+        .await?;
+    Ok(closed)
+}
+
+/// Opens an interval for each of these devices at `seq`.
+pub async fn open(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    seq: u64,
+    devices: &[(DeviceKey, Uuid)],
+) -> Result<(), Error> {
+    let keys: Vec<DeviceKey> = devices.iter().map(|(key, _)| *key).collect();
+    let users: Vec<Uuid> = devices.iter().map(|(_, user)| *user).collect();
+    let (domains, ids) = columns(&keys);
+    let sql = "/* roster::open */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq) \
+               SELECT $1, d.domain_id, d.device_id, d.user_id, $2 \
+               FROM unnest($3::smallint[], $4::uuid[], $5::uuid[]) AS d(domain_id, device_id, user_id)";
+    tx.execute(sql, &[&group, &signed(seq), &domains, &ids, &users])
+        .await?;
+    let sql = "/* roster::open */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member, welcome_seq) \
+               SELECT d.domain_id, d.device_id, $1, $2, true, $2 FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
+               ON CONFLICT (device_id, domain_id, group_id) DO UPDATE SET seq = EXCLUDED.seq, member = true, welcome_seq = EXCLUDED.welcome_seq";
+    tx.execute(sql, &[&group, &signed(seq), &domains, &ids])
+        .await?;
+    Ok(())
+}
+
+/// The groups that a device is or was in.
+pub async fn groups_of<C: GenericClient + Sync>(
+    client: &C,
+    device: DeviceKey,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let sql = "/* roster::groups_of */ SELECT group_id FROM device_groups WHERE domain_id = $1 AND device_id = $2 ORDER BY group_id";
+    let rows = client
+        .query(sql, &[&device.domain, &device.device])
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// A number for each of these devices that grows whenever its list of groups changes, and whether it was revoked.
+pub async fn versions<C: GenericClient + Sync>(
+    client: &C,
+    devices: &[DeviceKey],
+) -> Result<Vec<(DeviceKey, u64, bool)>, Error> {
+    let sql = "/* roster::versions */ SELECT d.domain_id, d.device_id, \
+               coalesce((SELECT sum(g.seq + 1) FROM device_groups g WHERE g.device_id = d.device_id AND g.domain_id = d.domain_id), 0)::bigint, \
+               coalesce((SELECT v.revoked FROM devices v WHERE v.device_id = d.device_id AND v.domain_id = d.domain_id), false) \
+               FROM unnest($1::smallint[], $2::uuid[]) AS d(domain_id, device_id)";
+    let (domains, ids) = columns(devices);
+    let rows = client.query(sql, &[&domains, &ids]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let key = DeviceKey {
+                domain: row.get(0),
+                device: row.get(1),
+            };
+            (key, unsigned(row.get(2)), row.get(3))
+        })
+        .collect())
+}

@@ -1,0 +1,491 @@
+//! Use cases that write a group's log: lock, read under the lock, decide, append; all in one transaction.
+
+use std::sync::Arc;
+
+use chancery_proto::{
+    chain::{self, ChainInput},
+    delivery::v1::{
+        CommitResult, EntryKind, Outcome, SendMessageResponse, SubmitCommitResponse,
+    },
+};
+use service_kit::db::{Transaction, TxError};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    caller::Caller,
+    error::Error,
+    group::{self, Append, Command, Decision, DeviceKey, Group, Head, Prior},
+    node::Node,
+    prepare::{PreparedCommit, PreparedSend},
+    store,
+    store::log::Entry,
+};
+
+type Tx<'t> = &'t Transaction<'t>;
+type TxResult<T> = Result<T, TxError<Error>>;
+
+/// Takes one application message or proposal.
+///
+/// # Errors
+/// Every refusal of [`Group::decide`], or the database.
+pub async fn send_message(
+    node: &Node,
+    caller: &Caller,
+    send: PreparedSend,
+) -> Result<SendMessageResponse, Error> {
+    let send = Arc::new(send);
+    let who = caller.clone();
+    let group = send.group.clone();
+    let response = node
+        .db
+        .run_tx("send_message", move |tx| {
+            let (send, who) = (send.clone(), who.clone());
+            Box::pin(async move { send_in(tx, &who, &send).await })
+        })
+        .await
+        .map_err(flatten)?;
+    node.hub.group_moved(&group, response.seq);
+    Ok(response)
+}
+
+/// Takes one Commit with its Welcomes, GroupInfo, roster change, tree and first message.
+///
+/// # Errors
+/// Every refusal of [`Group::decide`], or the database.
+pub async fn submit_commit(
+    node: &Node,
+    caller: &Caller,
+    commit: PreparedCommit,
+) -> Result<SubmitCommitResponse, Error> {
+    let commit = Arc::new(commit);
+    let who = caller.clone();
+    let lifetime = u64::from(node.config.limits.welcome_lifetime_seconds);
+    let shared = commit.clone();
+    let result = node
+        .db
+        .run_tx("submit_commit", move |tx| {
+            let (commit, who) = (shared.clone(), who.clone());
+            Box::pin(async move { commit_in(tx, &who, &commit, lifetime).await })
+        })
+        .await
+        .map_err(flatten)?;
+    let head = result.first_message.as_ref().map_or(result.seq, |m| m.seq);
+    node.hub.group_moved(&commit.group, head);
+    for (device, _) in &commit.added {
+        node.hub.device_changed(*device);
+    }
+    for (device, _) in &commit.removed {
+        node.hub.device_changed(*device);
+    }
+    Ok(SubmitCommitResponse {
+        results: vec![result],
+    })
+}
+
+/// A refusal from inside a transaction, or the transaction's own failure.
+pub(crate) fn flatten(error: TxError<Error>) -> Error {
+    match error {
+        TxError::Rejected(error) => error,
+        TxError::Db(error) => Error::Db(error),
+    }
+}
+
+async fn send_in(tx: Tx<'_>, caller: &Caller, send: &PreparedSend) -> TxResult<SendMessageResponse> {
+    let Some(head) = store::groups::lock(tx, &send.group).await? else {
+        return Err(TxError::Rejected(Error::no_group()));
+    };
+    let (group, now) = read_group(tx, &send.group, send.message_id, caller.key, head).await?;
+    append_send(tx, caller, send, &group, now).await
+}
+
+/// Decides on and appends one message; the head is locked and `group` was read after.
+async fn append_send(
+    tx: Tx<'_>,
+    caller: &Caller,
+    send: &PreparedSend,
+    group: &Group,
+    now: i64,
+) -> TxResult<SendMessageResponse> {
+    let named_epoch = if send.epoch_seq == group.head.epoch_seq {
+        Some(group.head.epoch)
+    } else {
+        let epoch = store::groups::epoch(tx, &send.group, send.epoch_seq).await?;
+        epoch.map(|e| e.epoch)
+    };
+    let command = Command::Send(group::Send {
+        device: caller.key,
+        content_hash: send.content_hash,
+        proposal: send.proposal,
+        epoch: send.epoch,
+        epoch_seq: send.epoch_seq,
+        named_epoch,
+    });
+    match group.decide(&command, now).map_err(rejected)? {
+        Decision::Replay(prior) => Ok(replayed_send(send, &group.head, &prior)),
+        Decision::Append(append) => {
+            let kind = if send.proposal {
+                EntryKind::Proposal
+            } else {
+                EntryKind::Application
+            };
+            let body = Body {
+                kind,
+                message_id: send.message_id,
+                content_hash: send.content_hash,
+                payload: &send.message,
+            };
+            let head = append_entry(tx, &send.group, &group.head, &append, body).await?;
+            let outcome = outcome(&head, append.epoch_seq);
+            Ok(SendMessageResponse {
+                message_id: send.message_id.as_bytes().to_vec().into(),
+                seq: append.seq,
+                chain: head.chain.to_vec().into(),
+                outcome: outcome.into(),
+                voided_by_seq: 0,
+                replayed: false,
+                accepted_at_micros: append.accepted_at,
+            })
+        }
+    }
+}
+
+async fn commit_in(
+    tx: Tx<'_>,
+    caller: &Caller,
+    commit: &PreparedCommit,
+    welcome_lifetime_seconds: u64,
+) -> TxResult<CommitResult> {
+    let Some(head) = store::groups::lock(tx, &commit.group).await? else {
+        return Err(TxError::Rejected(Error::no_group()));
+    };
+    let (group, now) = read_group(tx, &commit.group, commit.message_id, caller.key, head).await?;
+    let facts = commit_facts(tx, caller, commit, &group.head).await?;
+    let append = match group.decide(&Command::Commit(facts), now).map_err(rejected)? {
+        Decision::Replay(prior) => return replayed_commit(tx, caller, commit, &group.head, &prior).await,
+        Decision::Append(append) => append,
+    };
+    if let Some(fault) = &commit.external_fault {
+        return Err(TxError::Rejected(fault.error()));
+    }
+    let mut append = append;
+    append.head.past_epochs = commit.past_epochs;
+    append.head.external_join = commit.external_join;
+    let body = Body {
+        kind: commit.entry_kind(),
+        message_id: commit.message_id,
+        content_hash: commit.content_hash,
+        payload: &commit.commit,
+    };
+    let head = append_entry(tx, &commit.group, &group.head, &append, body).await?;
+    write_epoch(tx, commit, append.seq, welcome_lifetime_seconds).await?;
+    let first_message = match &commit.first_message {
+        None => None,
+        Some(first) => {
+            let send = PreparedSend {
+                epoch_seq: append.seq,
+                ..first.clone()
+            };
+            let (group, now) =
+                read_group(tx, &commit.group, send.message_id, caller.key, head.clone()).await?;
+            Some(append_send(tx, caller, &send, &group, now).await?)
+        }
+    };
+    Ok(CommitResult {
+        seq: append.seq,
+        epoch_seq: append.seq,
+        epoch: append.head.epoch,
+        chain: head.chain.to_vec().into(),
+        outcome: outcome(&head, append.seq).into(),
+        voided_by_seq: 0,
+        replayed: false,
+        accepted_at_micros: append.accepted_at,
+        first_message,
+    })
+}
+
+/// The second statement: everything that a decision needs and that may have changed while the lock was awaited.
+async fn read_group(
+    tx: Tx<'_>,
+    group: &[u8],
+    message_id: uuid::Uuid,
+    caller: DeviceKey,
+    head: Head,
+) -> TxResult<(Group, i64)> {
+    let now = store::groups::now(tx).await?;
+    let prior = store::log::prior(tx, group, message_id, caller).await?;
+    let members = store::roster::current(tx, group, &[caller]).await?;
+    let known = store::devices::find(tx, &[caller]).await?;
+    let group = Group {
+        head,
+        caller: members.first().map(|(_, membership)| *membership),
+        caller_revoked: known.first().is_some_and(|d| d.revoked),
+        prior,
+    };
+    Ok((group, now))
+}
+
+/// What the server knows of the things that a Commit names.
+async fn commit_facts(
+    tx: Tx<'_>,
+    caller: &Caller,
+    commit: &PreparedCommit,
+    head: &Head,
+) -> TxResult<group::Commit> {
+    let group = &commit.group;
+    let added_keys: Vec<DeviceKey> = commit.added.iter().map(|(key, _)| *key).collect();
+    let removed_keys: Vec<DeviceKey> = commit.removed.iter().map(|(key, _)| *key).collect();
+    if commit.is_external() {
+        // A device that joins by itself may never have published anything.
+        store::devices::remember(tx, caller.key, caller.user).await?;
+    }
+    let known = store::devices::lock_added(tx, &added_keys).await?;
+    let mut named = added_keys.clone();
+    named.extend(&removed_keys);
+    let members = store::roster::current(tx, group, &named).await?;
+    let member_user = |key: DeviceKey| {
+        members
+            .iter()
+            .find(|(member, _)| *member == key)
+            .map(|(_, membership)| membership.user)
+    };
+    let added = commit
+        .added
+        .iter()
+        .map(|(key, user)| {
+            let device = known.iter().find(|d| d.key == *key);
+            group::Added {
+                key: *key,
+                user: *user,
+                known_user: device.map(|d| d.user),
+                revoked: device.is_some_and(|d| d.revoked),
+                member: member_user(*key).is_some(),
+            }
+        })
+        .collect();
+    let removed = commit
+        .removed
+        .iter()
+        .map(|(key, user)| group::Removed {
+            key: *key,
+            user: *user,
+            member_user: member_user(*key),
+        })
+        .collect();
+    let seen_chain = match commit.seen_seq {
+        0 => Some(chain::start()),
+        seq => store::log::chain_at(tx, group, seq).await?,
+    };
+    let (other_users, other_devices) =
+        store::roster::others(tx, group, caller.key, caller.user, &removed_keys).await?;
+    let winner_seq = store::groups::epoch_seq_of(tx, group, commit.epoch.saturating_add(1)).await?;
+    let proposals =
+        store::log::count_proposals(tx, group, head.epoch_seq, &commit.proposals).await?;
+    Ok(group::Commit {
+        device: caller.key,
+        user: caller.user,
+        content_hash: commit.content_hash,
+        kind: introduced(tx, caller, commit).await?,
+        epoch: commit.epoch,
+        epoch_seq: commit.epoch_seq,
+        winner_seq,
+        added,
+        removed,
+        proposals_known: proposals == commit.proposals.len(),
+        seen_seq: commit.seen_seq,
+        seen_chain_fits: seen_chain == Some(commit.seen_chain),
+        revoked_members: store::roster::revoked(tx, group).await?,
+        welcomed: welcomed(tx, commit).await?,
+        group_info_fits: commit.group_info_fits,
+        tree_fits: commit.tree_fits,
+        other_users,
+        other_devices,
+    })
+}
+
+/// An introduction counts when its signer is in the roster with the caller's user; its signature was checked before.
+async fn introduced(
+    tx: Tx<'_>,
+    caller: &Caller,
+    commit: &PreparedCommit,
+) -> TxResult<group::CommitKind> {
+    if !commit.is_external() {
+        return Ok(group::CommitKind::Member);
+    }
+    let introduced = match commit.introducer {
+        None => false,
+        Some(introducer) => {
+            let members = store::roster::current(tx, &commit.group, &[introducer]).await?;
+            members
+                .iter()
+                .any(|(_, membership)| membership.user == caller.user)
+        }
+    };
+    Ok(group::CommitKind::External { introduced })
+}
+
+async fn welcomed(tx: Tx<'_>, commit: &PreparedCommit) -> TxResult<Vec<Option<DeviceKey>>> {
+    let refs: Vec<Vec<u8>> = commit.secrets.iter().map(|(r, _)| r.clone()).collect();
+    let owners = store::key_packages::owners(tx, &refs).await?;
+    Ok(refs
+        .iter()
+        .map(|wanted| {
+            owners
+                .iter()
+                .find(|(reference, _)| reference == wanted)
+                .map(|(_, owner)| *owner)
+        })
+        .collect())
+}
+
+/// Roster, epoch, tree and Welcomes of an accepted Commit.
+async fn write_epoch(
+    tx: Tx<'_>,
+    commit: &PreparedCommit,
+    seq: u64,
+    welcome_lifetime_seconds: u64,
+) -> TxResult<()> {
+    let group = &commit.group;
+    let removed: Vec<DeviceKey> = commit.removed.iter().map(|(key, _)| *key).collect();
+    let closed = store::roster::close(tx, group, seq, &removed).await?;
+    if closed != removed.len() as u64 {
+        return Err(TxError::Rejected(Error::Corrupt(
+            "a removed member was not in the roster",
+        )));
+    }
+    store::roster::open(tx, group, seq, &commit.added).await?;
+    let epoch = store::groups::Epoch {
+        epoch: commit.epoch + 1,
+        epoch_seq: seq,
+        group_info: commit.group_info.clone(),
+        group_state_hash: commit.group_state_hash.to_vec(),
+        tree_width: commit.tree_width,
+        encrypted_group_info: commit.encrypted_group_info.clone(),
+    };
+    store::groups::insert_epoch(tx, group, &epoch).await?;
+    store::tree::insert(tx, group, seq, &commit.tree_changes).await?;
+    let owners: Vec<Option<DeviceKey>> = welcomed(tx, commit).await?;
+    for ((reference, secrets), owner) in commit.secrets.iter().zip(owners) {
+        let owner = owner.ok_or(TxError::Rejected(Error::Corrupt(
+            "a KeyPackage vanished under the lock",
+        )))?;
+        store::welcomes::insert(
+            tx,
+            group,
+            seq,
+            owner,
+            reference,
+            secrets,
+            welcome_lifetime_seconds,
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// What an entry holds besides its place.
+pub(crate) struct Body<'a> {
+    pub(crate) kind: EntryKind,
+    pub(crate) message_id: uuid::Uuid,
+    pub(crate) content_hash: [u8; 32],
+    pub(crate) payload: &'a [u8],
+}
+
+/// Writes the entry and the head after it; returns that head.
+pub(crate) async fn append_entry(
+    tx: Tx<'_>,
+    group: &[u8],
+    before: &Head,
+    append: &Append,
+    body: Body<'_>,
+) -> TxResult<Head> {
+    let kind = body.kind as i16;
+    let chain = chain::next(
+        &before.chain,
+        &ChainInput {
+            group,
+            seq: append.seq,
+            epoch_seq: append.epoch_seq,
+            kind: u32::from(kind.unsigned_abs()),
+            message_id: body.message_id.as_bytes(),
+            accepted_at_micros: append.accepted_at,
+            payload_sha256: &Sha256::digest(body.payload).into(),
+        },
+    );
+    let entry = Entry {
+        seq: append.seq,
+        epoch: append.epoch,
+        epoch_seq: append.epoch_seq,
+        kind,
+        message_id: body.message_id,
+        accepted_at: append.accepted_at,
+        content_hash: body.content_hash,
+        chain,
+        payload_bytes: body.payload.len() as u64,
+        payload: body.payload.to_vec(),
+        group_state_hash: None,
+    };
+    store::log::append(tx, group, &entry).await?;
+    let head = Head {
+        chain,
+        last_at: append.accepted_at,
+        ..append.head.clone()
+    };
+    let rows = store::groups::advance(tx, group, before, &head).await?;
+    if rows != 1 {
+        return Err(TxError::Rejected(Error::Corrupt(
+            "the head moved under the lock",
+        )));
+    }
+    Ok(head)
+}
+
+/// Everything in, or begun by, an epoch after the newest settled one is provisional. `named` is the entry's `epoch_seq`, for a Commit its own seq.
+fn outcome(head: &Head, named: u64) -> Outcome {
+    if named > head.settled_seq {
+        Outcome::Provisional
+    } else {
+        Outcome::Standing
+    }
+}
+
+fn replayed_send(send: &PreparedSend, head: &Head, prior: &Prior) -> SendMessageResponse {
+    SendMessageResponse {
+        message_id: send.message_id.as_bytes().to_vec().into(),
+        seq: prior.seq,
+        chain: prior.chain.to_vec().into(),
+        outcome: outcome(head, prior.epoch_seq).into(),
+        voided_by_seq: 0,
+        replayed: true,
+        accepted_at_micros: prior.accepted_at,
+    }
+}
+
+async fn replayed_commit(
+    tx: Tx<'_>,
+    caller: &Caller,
+    commit: &PreparedCommit,
+    head: &Head,
+    prior: &Prior,
+) -> TxResult<CommitResult> {
+    let first_message = match &commit.first_message {
+        None => None,
+        Some(first) => store::log::prior(tx, &commit.group, first.message_id, caller.key)
+            .await?
+            .map(|prior| replayed_send(first, head, &prior)),
+    };
+    Ok(CommitResult {
+        seq: prior.seq,
+        epoch_seq: prior.seq,
+        epoch: prior.epoch + 1,
+        chain: prior.chain.to_vec().into(),
+        outcome: outcome(head, prior.seq).into(),
+        voided_by_seq: 0,
+        replayed: true,
+        accepted_at_micros: prior.accepted_at,
+        first_message,
+    })
+}
+
+fn rejected(rejection: group::Rejection) -> TxError<Error> {
+    TxError::Rejected(rejection.into())
+}

@@ -1,0 +1,200 @@
+//! The device certificate profile: what a leaf, an intermediate and a pinned root must be, and how a device's certificate is verified at a time.
+//!
+//! - A leaf names its user and device in two SAN URIs, `mimi://<domain>/u/<uuid>` and `mimi://<domain>/d/<uuid>`, has an Ed25519 key and the
+//!   extended key usage [`DEVICE_EKU`].
+//! - An intermediate counts only after it verified against the pinned root, within its validity.
+
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use uuid::Uuid;
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
+
+/// Extended key usage of device certificates and of the intermediates above them, from the private arc of UUID-based OIDs.
+pub const DEVICE_EKU: &[u64] = &[2, 25, 3_231_478_522, 1];
+
+/// The OID's DER content octets, as the verifier wants it.
+const DEVICE_EKU_DER: &[u8] = &[0x69, 0x8c, 0x85, 0xef, 0xf7, 0x7a, 0x01];
+
+/// Why a certificate is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// Not a certificate, or not of the profile.
+    #[error("not of the profile: {0}")]
+    Profile(&'static str),
+    /// It does not verify at this time against the anchors.
+    #[error("does not verify: {0}")]
+    Invalid(String),
+}
+
+/// What a device's certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCertificate {
+    /// The vouching Authentication Service.
+    pub domain: String,
+    /// The user's UUID.
+    pub user: Uuid,
+    /// The device's UUID.
+    pub device: Uuid,
+    /// Raw Ed25519 key, 32 bytes.
+    pub public_key: Vec<u8>,
+    /// Unix seconds, inclusive.
+    pub not_before: i64,
+    /// Unix seconds, inclusive.
+    pub not_after: i64,
+}
+
+/// A pinned root with the intermediates that verified against it.
+#[derive(Debug, Clone)]
+pub struct Anchors {
+    root: TrustAnchor<'static>,
+    intermediates: Vec<CertificateDer<'static>>,
+}
+
+fn time(now: i64) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+        u64::try_from(now).unwrap_or(0),
+    ))
+}
+
+impl Anchors {
+    /// Pins a root. Intermediates that are no CA with path length 0 and keyCertSign, or are not valid at `now`, are left out.
+    ///
+    /// # Errors
+    /// The root is no CA certificate within its validity.
+    pub fn pinned(
+        root_der: &[u8],
+        intermediates: &[Vec<u8>],
+        now: i64,
+    ) -> Result<Self, CertificateError> {
+        let der = CertificateDer::from(root_der.to_vec());
+        let root = anchor_from_trusted_cert(&der)
+            .map_err(|error| CertificateError::Invalid(error.to_string()))?
+            .to_owned();
+        let (_, parsed) =
+            X509Certificate::from_der(root_der).map_err(|_| CertificateError::Profile("root"))?;
+        if !parsed.is_ca() || !valid_at(&parsed, now) {
+            return Err(CertificateError::Profile("the root is no valid CA"));
+        }
+        let intermediates = intermediates
+            .iter()
+            .filter(|der| intermediate_fits(der, &parsed, now))
+            .map(|der| CertificateDer::from(der.clone()))
+            .collect();
+        Ok(Self {
+            root,
+            intermediates,
+        })
+    }
+
+    /// Verifies a device's certificate at `at` (Unix seconds) and reads it.
+    ///
+    /// # Errors
+    /// Not of the profile, not below the root, or not valid at that time.
+    pub fn verify_device(
+        &self,
+        leaf_der: &[u8],
+        at: i64,
+    ) -> Result<DeviceCertificate, CertificateError> {
+        let der = CertificateDer::from(leaf_der);
+        let invalid = |error: webpki::Error| CertificateError::Invalid(error.to_string());
+        let leaf = EndEntityCert::try_from(&der).map_err(invalid)?;
+        leaf.verify_for_usage(
+            &[webpki::ring::ED25519],
+            std::slice::from_ref(&self.root),
+            &self.intermediates,
+            time(at),
+            KeyUsage::required(DEVICE_EKU_DER),
+            None,
+            None,
+        )
+        .map_err(invalid)?;
+        read_device(leaf_der)
+    }
+}
+
+fn valid_at(certificate: &X509Certificate<'_>, now: i64) -> bool {
+    let validity = certificate.validity();
+    validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp()
+}
+
+fn intermediate_fits(der: &[u8], root: &X509Certificate<'_>, now: i64) -> bool {
+    let Ok((rest, certificate)) = X509Certificate::from_der(der) else {
+        return false;
+    };
+    let signs = certificate
+        .key_usage()
+        .ok()
+        .flatten()
+        .is_some_and(|usage| usage.value.key_cert_sign());
+    let path = certificate
+        .basic_constraints()
+        .ok()
+        .flatten()
+        .is_some_and(|c| c.value.ca && c.value.path_len_constraint == Some(0));
+    let below = certificate.issuer() == root.subject()
+        && certificate
+            .verify_signature(Some(root.public_key()))
+            .is_ok();
+    rest.is_empty() && signs && path && below && valid_at(&certificate, now)
+}
+
+/// Reads what a leaf says, without verifying it.
+///
+/// # Errors
+/// Not of the profile.
+pub fn read_device(leaf_der: &[u8]) -> Result<DeviceCertificate, CertificateError> {
+    let profile = CertificateError::Profile;
+    let (rest, certificate) =
+        X509Certificate::from_der(leaf_der).map_err(|_| profile("not a certificate"))?;
+    if !rest.is_empty() || certificate.is_ca() {
+        return Err(profile("not a leaf"));
+    }
+    let mut names = Vec::new();
+    for extension in certificate.extensions() {
+        if let ParsedExtension::SubjectAlternativeName(san) = extension.parsed_extension() {
+            for name in &san.general_names {
+                match name {
+                    GeneralName::URI(uri) => names.push(*uri),
+                    _ => return Err(profile("a name that is no URI")),
+                }
+            }
+        }
+    }
+    let (user_domain, user) = uri_of(&names, "/u/").ok_or(profile("no user URI"))?;
+    let (domain, device) = uri_of(&names, "/d/").ok_or(profile("no device URI"))?;
+    if names.len() != 2 || user_domain != domain {
+        return Err(profile("not one user and one device of one domain"));
+    }
+    let key = certificate.public_key();
+    let public_key = key.subject_public_key.data.to_vec();
+    if key.algorithm.algorithm.to_id_string() != "1.3.101.112" || public_key.len() != 32 {
+        return Err(profile("not an Ed25519 key"));
+    }
+    Ok(DeviceCertificate {
+        domain: domain.to_owned(),
+        user,
+        device,
+        public_key,
+        not_before: certificate.validity().not_before.timestamp(),
+        not_after: certificate.validity().not_after.timestamp(),
+    })
+}
+
+/// The one URI of this kind: its domain and UUID.
+fn uri_of<'a>(names: &[&'a str], kind: &str) -> Option<(&'a str, Uuid)> {
+    names.iter().find_map(|name| {
+        let (domain, id) = name.strip_prefix("mimi://")?.split_once(kind)?;
+        let id = Uuid::try_parse(id).ok()?;
+        (!domain.is_empty() && !domain.contains('/')).then_some((domain, id))
+    })
+}
+
+/// `mimi://<domain>/u/<uuid>`.
+pub fn user_uri(domain: &str, user: Uuid) -> String {
+    format!("mimi://{domain}/u/{user}")
+}
+
+/// `mimi://<domain>/d/<uuid>`.
+pub fn device_uri(domain: &str, device: Uuid) -> String {
+    format!("mimi://{domain}/d/{device}")
+}

@@ -1,0 +1,106 @@
+//! What is signed outside MLS with a device key: `label<V> || content<V>`, raw. No label begins with `MLS 1.0 `, so no such signature is one of MLS.
+
+use ring::signature::{ED25519, UnparsedPublicKey};
+use sha2::{Digest as _, Sha256};
+
+use crate::wire::Write;
+
+/// The exact bytes to sign.
+pub fn to_be_signed(label: &str, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(content.len() + label.len() + 8);
+    bytes.put_vector(label.as_bytes());
+    bytes.put_vector(content);
+    bytes
+}
+
+/// Verifies an Ed25519 signature over label and content.
+pub fn verify(key: &[u8], label: &str, content: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, key)
+        .verify(&to_be_signed(label, content), signature)
+        .is_ok()
+}
+
+/// Content of `chancery enroll 1`: `domain<V>`, SHA-256 of the invitation or ID token, SHA-256 of the CSR, time in Unix seconds (64 bits).
+pub fn enroll(domain: &str, invitation: &str, csr: &[u8], time: i64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(domain.as_bytes());
+    bytes.put(&Sha256::digest(invitation.as_bytes()));
+    bytes.put(&Sha256::digest(csr));
+    bytes.put(&time.to_be_bytes());
+    bytes
+}
+
+/// Label for [`enroll`].
+pub const ENROLL: &str = "chancery enroll 1";
+
+/// Content of `chancery introduction 1`: the introduced device as `domain<V> id[16]`, its key `<V>`, the group as `domain<V> id<V>`, expiry in Unix seconds.
+pub fn introduction(
+    device: (&str, &[u8; 16]),
+    key: &[u8],
+    group: (&str, &[u8]),
+    expires_at: i64,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(device.0.as_bytes());
+    bytes.put(device.1);
+    bytes.put_vector(key);
+    bytes.put_vector(group.0.as_bytes());
+    bytes.put_vector(group.1);
+    bytes.put(&expires_at.to_be_bytes());
+    bytes
+}
+
+/// Label for [`introduction`].
+pub const INTRODUCTION: &str = "chancery introduction 1";
+
+/// Content of `chancery replace 1`: the DS domain `<V>`, the suites (16 bits each, `<V>`), SHA-256 of each KeyPackage in order `<V>`, expiry in Unix seconds.
+pub fn replace(
+    domain: &str,
+    suites: &[u16],
+    key_packages: &[impl AsRef<[u8]>],
+    expires_at: i64,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(domain.as_bytes());
+    let suites: Vec<u8> = suites.iter().flat_map(|s| s.to_be_bytes()).collect();
+    bytes.put_vector(&suites);
+    let hashes: Vec<u8> = key_packages
+        .iter()
+        .flat_map(|k| Sha256::digest(k.as_ref()))
+        .collect();
+    bytes.put_vector(&hashes);
+    bytes.put(&expires_at.to_be_bytes());
+    bytes
+}
+
+/// Label for [`replace`].
+pub const REPLACE: &str = "chancery replace 1";
+
+/// Content of `chancery revoke 1`: the revoked device as `domain<V> id[16]`, expiry in Unix seconds.
+pub fn revoke(device: (&str, &[u8; 16]), expires_at: i64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(device.0.as_bytes());
+    bytes.put(device.1);
+    bytes.put(&expires_at.to_be_bytes());
+    bytes
+}
+
+/// Label for [`revoke`].
+pub const REVOKE: &str = "chancery revoke 1";
+
+/// Label for an encoded `auth.v1.DeviceStatus`.
+pub const STATUS: &str = "chancery status 1";
+
+/// Label for an encoded `auth.v1.StatusHeartbeat`.
+pub const HEARTBEAT: &str = "chancery heartbeat 1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_and_content_cannot_run_into_each_other() {
+        assert_eq!(to_be_signed("ab", b"c"), [2, b'a', b'b', 1, b'c']);
+        assert_ne!(to_be_signed("a", b"bc"), to_be_signed("ab", b"c"));
+    }
+}

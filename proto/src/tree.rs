@@ -1,0 +1,208 @@
+//! A group's public tree as opaque nodes: its hash (RFC 9420 section 7.8) needs node bytes, indices and child hashes only.
+
+use crate::{
+    suite::Suite,
+    wire::{Malformed, Read, Reader, Write, exact},
+};
+
+/// Nodes that are not blank, each `optional<Node>` with its presence octet, at its index (RFC 9420 appendix C).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tree {
+    nodes: Vec<Option<Vec<u8>>>,
+}
+
+const LEAF: u8 = 1;
+const PARENT: u8 = 2;
+
+impl Tree {
+    /// A blank tree of `width` leaves.
+    ///
+    /// # Errors
+    /// `width` is no power of two.
+    pub fn blank(width: u32) -> Read<Self> {
+        if !width.is_power_of_two() {
+            return Err(Malformed("tree_width is no power of two"));
+        }
+        let nodes = usize::try_from(width).map_err(|_| Malformed("tree_width"))? * 2 - 1;
+        Ok(Self {
+            nodes: vec![None; nodes],
+        })
+    }
+
+    /// Leaves, also blank ones: a power of two.
+    pub fn width(&self) -> u32 {
+        u32::try_from(self.nodes.len().div_ceil(2)).unwrap_or(u32::MAX)
+    }
+
+    /// Grows or shrinks to `width` leaves; nodes beyond it are gone.
+    ///
+    /// # Errors
+    /// `width` is no power of two.
+    pub fn resize(&mut self, width: u32) -> Read<()> {
+        let blank = Self::blank(width)?;
+        self.nodes.resize(blank.nodes.len(), None);
+        Ok(())
+    }
+
+    /// Sets a node, or blanks it.
+    ///
+    /// # Errors
+    /// An index beyond the tree, bytes that are no node of the kind that belongs there.
+    pub fn set(&mut self, index: u32, node: Option<&[u8]>) -> Read<()> {
+        let slot = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.nodes.get_mut(index))
+            .ok_or(Malformed("node index"))?;
+        let expected = if index % 2 == 0 { LEAF } else { PARENT };
+        match node {
+            None => *slot = None,
+            Some([1, kind, ..]) if *kind == expected => *slot = node.map(<[u8]>::to_vec),
+            Some(_) => return Err(Malformed("not a node of the kind that belongs there")),
+        }
+        Ok(())
+    }
+
+    /// The nodes that are not blank.
+    pub fn nodes(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter_map(|(index, node)| Some((u32::try_from(index).ok()?, node.as_deref()?)))
+    }
+
+    /// Nodes that differ from `older`, blank ones included: what a Commit has to upload.
+    pub fn changes_since(&self, older: &Self) -> Vec<(u32, Option<Vec<u8>>)> {
+        let most = self.nodes.len().max(older.nodes.len());
+        (0..most)
+            .filter_map(|index| {
+                let new = self.nodes.get(index).cloned().flatten();
+                let old = older.nodes.get(index).cloned().flatten();
+                (new != old).then(|| (u32::try_from(index).unwrap_or(u32::MAX), new))
+            })
+            .collect()
+    }
+
+    /// The tree hash of the root.
+    pub fn hash(&self, suite: Suite) -> Vec<u8> {
+        match self.nodes.len() {
+            0 => Vec::new(),
+            n => self.hash_of(suite, 0, n),
+        }
+    }
+
+    /// The subtree over `nodes[from..from + count]`: its root is in the middle.
+    fn hash_of(&self, suite: Suite, from: usize, count: usize) -> Vec<u8> {
+        let root = from + count / 2;
+        let node = self.nodes[root].as_deref();
+        let mut input = Vec::new();
+        // optional<LeafNode> and optional<ParentNode> carry no node type of their own.
+        let put_node = |input: &mut Vec<u8>| match node {
+            Some([_, _, body @ ..]) => {
+                input.put(&[1]);
+                input.put(body);
+            }
+            _ => input.put(&[0]),
+        };
+        if count == 1 {
+            let leaf_index = u32::try_from(root / 2).unwrap_or(u32::MAX);
+            input.put(&[LEAF]);
+            input.put(&leaf_index.to_be_bytes());
+            put_node(&mut input);
+        } else {
+            let half = count / 2;
+            input.put(&[PARENT]);
+            put_node(&mut input);
+            input.put_vector(&self.hash_of(suite, from, half));
+            input.put_vector(&self.hash_of(suite, root + 1, half));
+        }
+        suite.hash(&input)
+    }
+
+    /// From the bytes of a ratchet_tree extension (RFC 9420 section 12.4.3.3).
+    ///
+    /// # Errors
+    /// Malformed.
+    pub fn from_ratchet_tree(bytes: &[u8]) -> Read<Self> {
+        let nodes = exact(bytes, bytes.len(), |r| r.list(|r| r.span(skip_node)))?;
+        let leaves = u32::try_from(nodes.len().div_ceil(2)).map_err(|_| Malformed("tree size"))?;
+        let mut tree = Self::blank(leaves.max(1).next_power_of_two())?;
+        for (index, (bytes, present)) in nodes.into_iter().enumerate() {
+            let index = u32::try_from(index).map_err(|_| Malformed("tree size"))?;
+            tree.set(index, present.map(|()| bytes))?;
+        }
+        Ok(tree)
+    }
+
+    /// The bytes of a ratchet_tree extension: blank nodes at the end are left out.
+    pub fn to_ratchet_tree(&self) -> Vec<u8> {
+        let end = self
+            .nodes
+            .iter()
+            .rposition(Option::is_some)
+            .map_or(0, |last| last + 1);
+        let mut nodes = Vec::new();
+        for node in &self.nodes[..end] {
+            nodes.put(node.as_deref().unwrap_or(&[0]));
+        }
+        let mut bytes = Vec::new();
+        bytes.put_vector(&nodes);
+        bytes
+    }
+}
+
+/// Reads one `optional<Node>`.
+fn skip_node(reader: &mut Reader<'_>) -> Read<Option<()>> {
+    reader.optional(|r| match r.u8()? {
+        LEAF => crate::leaf::LeafNode::read(r).map(|_| ()),
+        PARENT => {
+            let _encryption_key = r.vector()?;
+            let _parent_hash = r.vector()?;
+            r.list(Reader::u32).map(|_| ())
+        }
+        _ => Err(Malformed("node type")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_a_blank_pair_is_built_from_its_leaves() {
+        let suite = Suite::X25519Aes128;
+        let leaf = |index: u8| suite.hash(&[1, 0, 0, 0, index, 0]);
+        let mut input = vec![2, 0, 32];
+        input.extend(leaf(0));
+        input.push(32);
+        input.extend(leaf(1));
+        assert_eq!(Tree::blank(2).unwrap().hash(suite), suite.hash(&input));
+    }
+
+    #[test]
+    fn changes_rebuild_the_tree() {
+        let mut old = Tree::blank(2).unwrap();
+        old.set(0, Some(&[1, 1, 7])).unwrap();
+        old.set(1, Some(&[1, 2, 7])).unwrap();
+        let mut new = old.clone();
+        new.resize(4).unwrap();
+        new.set(1, None).unwrap();
+        new.set(6, Some(&[1, 1, 8])).unwrap();
+        let mut rebuilt = old.clone();
+        rebuilt.resize(4).unwrap();
+        for (index, node) in new.changes_since(&old) {
+            rebuilt.set(index, node.as_deref()).unwrap();
+        }
+        assert_eq!(rebuilt, new);
+    }
+
+    #[test]
+    fn nodes_in_the_wrong_place_and_odd_widths_are_refused() {
+        let mut tree = Tree::blank(2).unwrap();
+        assert!(tree.set(0, Some(&[1, 2])).is_err());
+        assert!(tree.set(1, Some(&[1, 1])).is_err());
+        assert!(tree.set(0, Some(&[0, 1])).is_err());
+        assert!(tree.set(3, None).is_err());
+        assert!(Tree::blank(3).is_err());
+        assert!(Tree::blank(0).is_err());
+    }
+}
