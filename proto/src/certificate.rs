@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certi
 pub const DEVICE_EKU: &[u64] = &[2, 25, 3_231_478_522, 1];
 
 /// The OID's DER content octets, as the verifier wants it.
-const DEVICE_EKU_DER: &[u8] = &[0x69, 0x8c, 0x85, 0xef, 0xf7, 0x7a, 0x01];
+const DEVICE_EKU_DER: &[u8] = &[0x69, 0x8c, 0x84, 0xf1, 0xe5, 0x7a, 0x01];
 
 /// Why a certificate is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -38,6 +38,7 @@ pub use settings::Profile;
 
 #[cfg(feature = "test-support")]
 pub(crate) use folder::{fnv1a, running};
+pub use folder::socket_folder;
 pub(crate) use folder::{quoted, url};
 
 use account::Account;

@@ -94,6 +94,15 @@ pub(super) fn hand_over(path: &Path, account: Option<&Account>) -> Result<()> {
     )))
 }
 
+/// The folder for sockets of things that keep their files in `dir`: `dir/run`, or a short one in `/tmp` where that path is too long for a socket whose
+/// own name has up to 13 bytes. Only this account may enter it.
+///
+/// # Errors
+/// `Io`, also when the folder belongs to somebody else.
+pub fn socket_folder(dir: &Path) -> Result<PathBuf> {
+    run_dir(dir, None)
+}
+
 /// The socket's folder: inside the cluster's, or, where that makes the path too long for a socket, a short one in `/tmp`.
 pub(super) fn run_dir(dir: &Path, account: Option<&Account>) -> Result<PathBuf> {
     let inside = dir.join("run");

@@ -1,0 +1,239 @@
+//! The pool, and transactions that are named, metered and repeated where that is safe.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use futures_util::future::BoxFuture;
+use tokio_postgres::{NoTls, config::SslMode, error::SqlState};
+pub use tokio_postgres::Transaction;
+
+/// How the pool behaves.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Database pool")]
+pub struct PoolOptions {
+    /// Connections of this node.
+    #[arg(long, default_value_t = 16)]
+    pub pool_connections_items: usize,
+    /// How long a request waits for a connection before it is told to come back.
+    #[arg(long, default_value_t = 2_000)]
+    pub pool_wait_millis: u64,
+    /// How long a statement may wait for a row lock.
+    #[arg(long, default_value_t = 5_000)]
+    pub lock_timeout_millis: u64,
+    /// How long a statement may take.
+    #[arg(long, default_value_t = 30_000)]
+    pub statement_timeout_millis: u64,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            pool_connections_items: 16,
+            pool_wait_millis: 2_000,
+            lock_timeout_millis: 5_000,
+            statement_timeout_millis: 30_000,
+        }
+    }
+}
+
+/// What can go wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// A lock or a connection was not to be had in time; nothing happened.
+    #[error("the database is busy")]
+    Busy,
+    /// The connection is gone; nothing was committed.
+    #[error("the database cannot be reached")]
+    Unavailable,
+    /// The connection was lost at COMMIT: it may have been carried out.
+    #[error("the connection was lost at COMMIT")]
+    OutcomeUnknown,
+    /// The work must be repeated from its beginning.
+    #[error("the transaction must be repeated")]
+    Conflict,
+    /// Anything else.
+    #[error("database error")]
+    Internal(#[source] tokio_postgres::Error),
+}
+
+impl From<tokio_postgres::Error> for DbError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(code) = error.code() else {
+            // Without a code it never came from the server: a broken connection, or a fault of ours.
+            let broken = error.is_closed() || std::error::Error::source(&error).is_some_and(|s| s.is::<std::io::Error>());
+            return if broken {
+                Self::Unavailable
+            } else {
+                Self::Internal(error)
+            };
+        };
+        if *code == SqlState::LOCK_NOT_AVAILABLE
+            || *code == SqlState::QUERY_CANCELED
+            || *code == SqlState::TOO_MANY_CONNECTIONS
+        {
+            Self::Busy
+        } else if *code == SqlState::T_R_SERIALIZATION_FAILURE
+            || *code == SqlState::T_R_DEADLOCK_DETECTED
+            || stale_plan(&error, code)
+        {
+            Self::Conflict
+        } else if *code == SqlState::READ_ONLY_SQL_TRANSACTION
+            || code.code().starts_with("57P")
+            || code.code().starts_with("08")
+        {
+            Self::Unavailable
+        } else {
+            Self::Internal(error)
+        }
+    }
+}
+
+/// "cached plan must not change result type": a migration changed a table under a prepared statement.
+fn stale_plan(error: &tokio_postgres::Error, code: &SqlState) -> bool {
+    *code == SqlState::FEATURE_NOT_SUPPORTED
+        && error
+            .as_db_error()
+            .is_some_and(|e| e.message().contains("cached plan"))
+}
+
+impl From<PoolError> for DbError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => match Self::from(error) {
+                // Whatever kept a connection from being made, nothing was done on it.
+                Self::Internal(error) if error.code().is_none() => Self::Unavailable,
+                other => other,
+            },
+            PoolError::Timeout(_) => Self::Busy,
+            PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+                Self::Unavailable
+            }
+        }
+    }
+}
+
+/// Why a transaction did not commit.
+#[derive(Debug)]
+pub enum TxError<E> {
+    /// The closure said no; rolled back.
+    Rejected(E),
+    /// The database.
+    Db(DbError),
+}
+
+impl<E> From<tokio_postgres::Error> for TxError<E> {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+/// A handle to the pool; cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    pool: Pool,
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Db").finish_non_exhaustive()
+    }
+}
+
+/// How often a transaction is tried when the server asks for a repeat.
+const TRIES: u32 = 4;
+
+impl Db {
+    /// Prepares a pool; connections are made when they are needed.
+    ///
+    /// # Errors
+    /// The URL cannot be read, or asks for TLS (use a unix socket, loopback, or a TLS-terminating pooler beside the service).
+    pub fn connect(url: &str, options: &PoolOptions) -> anyhow::Result<Self> {
+        let mut config: tokio_postgres::Config = url.parse().context("the database URL")?;
+        anyhow::ensure!(
+            matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer),
+            "TLS to the database is not supported: use a unix socket, loopback, or a local TLS-terminating pooler"
+        );
+        let settings = format!(
+            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=60000",
+            options.statement_timeout_millis, options.lock_timeout_millis
+        );
+        config
+            .options(settings)
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_user_timeout(Duration::from_secs(20));
+        let manager = Manager::from_config(
+            config,
+            NoTls,
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Verified,
+            },
+        );
+        let pool = Pool::builder(manager)
+            .max_size(options.pool_connections_items)
+            .wait_timeout(Some(Duration::from_millis(options.pool_wait_millis)))
+            .create_timeout(Some(Duration::from_secs(5)))
+            .recycle_timeout(Some(Duration::from_secs(2)))
+            .runtime(Runtime::Tokio1)
+            .build()?;
+        Ok(Self { pool })
+    }
+
+    /// A connection for reading.
+    ///
+    /// # Errors
+    /// [`DbError::Busy`] when none is free in time, [`DbError::Unavailable`] when none can be made.
+    pub async fn client(&self) -> Result<Object, DbError> {
+        Ok(self.pool.get().await?)
+    }
+
+    /// Runs `work` in one transaction and commits it. `work` may run more than once: it takes copies of its inputs.
+    ///
+    /// # Errors
+    /// [`TxError::Rejected`] with what `work` said, or the database's failure.
+    pub async fn run_tx<T, E, F>(&self, name: &'static str, work: F) -> Result<T, TxError<E>>
+    where
+        F: for<'t> Fn(&'t Transaction<'t>) -> BoxFuture<'t, Result<T, TxError<E>>>,
+    {
+        for _ in 1..TRIES {
+            match self.try_tx(&work).await {
+                Err(TxError::Db(DbError::Conflict)) => {
+                    metrics::counter!("chancery_db_repeats_total", "tx" => name).increment(1);
+                }
+                done => return done,
+            }
+        }
+        match self.try_tx(&work).await {
+            Err(TxError::Db(DbError::Conflict)) => Err(TxError::Db(DbError::Busy)),
+            done => done,
+        }
+    }
+
+    async fn try_tx<T, E, F>(&self, work: &F) -> Result<T, TxError<E>>
+    where
+        F: for<'t> Fn(&'t Transaction<'t>) -> BoxFuture<'t, Result<T, TxError<E>>>,
+    {
+        let mut client = self.client().await.map_err(TxError::Db)?;
+        let result = {
+            let connection: &mut tokio_postgres::Client = &mut client;
+            let tx = connection.transaction().await?;
+            match work(&tx).await {
+                Ok(value) => match tx.commit().await.map_err(DbError::from) {
+                    Ok(()) => Ok(value),
+                    Err(DbError::Unavailable) => Err(TxError::Db(DbError::OutcomeUnknown)),
+                    Err(error) => Err(TxError::Db(error)),
+                },
+                Err(error) => {
+                    // The transaction ends with its connection if this fails.
+                    let _rolled_back = tx.rollback().await;
+                    Err(error)
+                }
+            }
+        };
+        if let Err(TxError::Db(DbError::Unavailable | DbError::OutcomeUnknown | DbError::Conflict)) = &result {
+            // A demoted primary or a stale plan stays so: never back into the pool.
+            drop(Object::take(client));
+        }
+        result
+    }
+}

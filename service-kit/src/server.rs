@@ -1,0 +1,154 @@
+//! A gRPC server with the layers that every listener has.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{
+    server::NamedService,
+    service::Routes,
+    transport::{Server, ServerTlsConfig, server::TcpIncoming},
+};
+use tower::Service;
+
+use crate::{
+    layers::{Guard, GuardOptions},
+    lifecycle::Shutdown,
+    listen::{Bound, Socket},
+};
+
+/// Options of one listener.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// `as` or `ds`: metrics are named `chancery_<prefix>_…`.
+    pub prefix: &'static str,
+    /// Requests under way at once, before more are told to come back.
+    pub concurrent_requests_items: usize,
+    /// A request whose deadline is nearer than this is refused before any work.
+    pub deadline_floor: Duration,
+    /// Streams and requests on one connection.
+    pub streams_per_connection_items: u32,
+}
+
+impl ServerOptions {
+    /// The defaults.
+    pub fn new(prefix: &'static str) -> Self {
+        Self {
+            prefix,
+            concurrent_requests_items: 1_024,
+            deadline_floor: Duration::from_millis(5),
+            streams_per_connection_items: 1_024,
+        }
+    }
+}
+
+/// Collects the services of a listener; health and reflection are added when it is served.
+pub struct Services {
+    routes: Routes,
+    names: Vec<&'static str>,
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Services {
+    /// None yet.
+    pub fn new() -> Self {
+        Self {
+            routes: Routes::default(),
+            names: Vec::new(),
+        }
+    }
+
+    /// Adds a generated server.
+    #[must_use]
+    pub fn add<S>(mut self, service: S) -> Self
+    where
+        S: Service<http::Request<tonic::body::Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: axum::response::IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.names.push(S::NAME);
+        self.routes = self.routes.add_service(service);
+        self
+    }
+}
+
+/// Serves until the drain is over: after `soft` nothing new is accepted and requests under way finish, after `hard` they are cut off.
+///
+/// # Errors
+/// The listener fails, or the reflection service cannot be built.
+pub async fn serve_grpc(
+    bound: Bound,
+    services: Services,
+    options: ServerOptions,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for name in &services.names {
+        health
+            .set_service_status(name, tonic_health::ServingStatus::Serving)
+            .await;
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(chancery_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let guard = GuardOptions {
+        prefix: options.prefix,
+        permits: options.concurrent_requests_items,
+        deadline_floor: options.deadline_floor,
+    };
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(60)))
+        .max_concurrent_streams(options.streams_per_connection_items);
+    if let Some(identity) = bound.tls.clone() {
+        server = server.tls_config(ServerTlsConfig::new().identity(identity))?;
+    }
+    let router = server
+        .layer(tower::layer::layer_fn(move |inner| {
+            Guard::new(inner, guard.clone())
+        }))
+        .add_routes(services.routes)
+        .add_service(health_service)
+        .add_service(reflection);
+    let soft = shutdown.soft();
+    let names = services.names;
+    let draining = async move {
+        soft.cancelled().await;
+        for name in names {
+            health
+                .set_service_status(name, tonic_health::ServingStatus::NotServing)
+                .await;
+        }
+    };
+    let serving = async {
+        match bound.socket {
+            Socket::Tcp(listener) => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                router
+                    .serve_with_incoming_shutdown(incoming, draining)
+                    .await
+            }
+            Socket::Unix(listener) => {
+                let incoming = UnixListenerStream::new(listener);
+                router
+                    .serve_with_incoming_shutdown(incoming, draining)
+                    .await
+            }
+        }
+    };
+    let hard = shutdown.hard();
+    tokio::select! {
+        result = serving => Ok(result?),
+        () = hard.cancelled() => Ok(()),
+    }
+}

@@ -1,0 +1,29 @@
+//! Database failures as refusals.
+
+use chancery_proto::{common::v1::Reason, status};
+use tonic::Status;
+
+use crate::db::DbError;
+
+/// The cause of an internal failure is logged here, once, and stays inside.
+pub fn of_db(error: &DbError) -> Status {
+    match error {
+        DbError::Busy | DbError::Conflict => {
+            status::refusal(Reason::Busy, "the database is busy; repeat with the same id", [])
+        }
+        DbError::Unavailable => status::refusal(
+            Reason::Storage,
+            "the database cannot be reached; repeat with the same id",
+            [],
+        ),
+        DbError::OutcomeUnknown => status::refusal(
+            Reason::Storage,
+            "the outcome is unknown; repeat with the same id",
+            [],
+        ),
+        DbError::Internal(cause) => {
+            tracing::error!(cause = ?cause, "database error");
+            Status::internal("internal error")
+        }
+    }
+}
