@@ -5,9 +5,7 @@ use service_kit::db::Db;
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
-use crate::{
-    domains::Domains, error::Error, group::DeviceKey, issuers::Issuers, store,
-};
+use crate::{domains::Domains, error::Error, group::DeviceKey, issuers::Issuers, store};
 
 /// Who calls: a device and its user, vouched for by a token.
 #[derive(Debug, Clone)]
@@ -45,15 +43,18 @@ impl Gate {
     pub async fn admit(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
         let token = bearer(metadata)?;
         let client = db.client().await?;
-        let now = store::groups::now(&**client).await.map_err(service_kit::db::DbError::from)?;
+        let now = store::groups::now(&**client)
+            .await
+            .map_err(service_kit::db::DbError::from)?;
         let caller = self.verify(token, now / 1_000_000)?;
         let known = store::devices::find(&**client, &[caller.key])
             .await
             .map_err(service_kit::db::DbError::from)?;
         match known.first() {
-            Some(device) if device.revoked => {
-                Err(Error::refused(Reason::DeviceRevoked, "this device was revoked"))
-            }
+            Some(device) if device.revoked => Err(Error::refused(
+                Reason::DeviceRevoked,
+                "this device was revoked",
+            )),
             Some(device) if device.user != caller.user => Err(Error::refused(
                 Reason::TokenInvalid,
                 "the device belongs to another user",
@@ -101,5 +102,10 @@ fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "))
         .filter(|token| token.len() <= 4096)
-        .ok_or_else(|| Error::refused(Reason::TokenMissing, "authorization: Bearer <token> is missing"))
+        .ok_or_else(|| {
+            Error::refused(
+                Reason::TokenMissing,
+                "authorization: Bearer <token> is missing",
+            )
+        })
 }

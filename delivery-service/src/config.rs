@@ -78,7 +78,11 @@ pub struct Limits {
     #[arg(long, env = "CHANCERY_DS_REQUEST_BYTES", default_value_t = 33_554_432)]
     pub request_bytes: u32,
     /// Leaves of a group's tree.
-    #[arg(long, env = "CHANCERY_DS_GROUP_MEMBERS_ITEMS", default_value_t = 131_072)]
+    #[arg(
+        long,
+        env = "CHANCERY_DS_GROUP_MEMBERS_ITEMS",
+        default_value_t = 131_072
+    )]
     pub group_members_items: u32,
     /// KeyPackages in one publish.
     #[arg(long, env = "CHANCERY_DS_PUBLISH_ITEMS", default_value_t = 200)]
@@ -94,7 +98,11 @@ pub struct Limits {
     )]
     pub key_package_lifetime_seconds: u32,
     /// Devices in one claim.
-    #[arg(long, env = "CHANCERY_DS_CLAIM_DEVICES_ITEMS", default_value_t = 10_000)]
+    #[arg(
+        long,
+        env = "CHANCERY_DS_CLAIM_DEVICES_ITEMS",
+        default_value_t = 10_000
+    )]
     pub claim_devices_items: u32,
     /// One-time KeyPackages of one device that one claimant may take in an hour; later claims get the last resort.
     #[arg(
@@ -282,7 +290,12 @@ mod tests {
     fn an_auth_service_is_read_and_written_alike() {
         let text = "domain=a.example,url=http://[::1]:7,root=/r.pem,ca=/ca.pem";
         assert_eq!(text.parse::<AuthServiceConfig>().unwrap().to_string(), text);
-        for bad in ["", "domain=,url=u,root=r", "domain=a,url=u", "domain=a,url=u,root=r,x=1"] {
+        for bad in [
+            "",
+            "domain=,url=u,root=r",
+            "domain=a,url=u",
+            "domain=a,url=u,root=r,x=1",
+        ] {
             assert!(bad.parse::<AuthServiceConfig>().is_err(), "{bad:?}");
         }
     }

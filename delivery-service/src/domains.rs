@@ -60,12 +60,10 @@ impl Domains {
     /// # Errors
     /// Malformed, or a domain that no configured Authentication Service vouches for.
     pub fn device(&self, field: &'static str, device: &DeviceRef) -> Result<DeviceKey, Error> {
-        let id = Uuid::from_slice(&device.id).map_err(|_| Error::malformed(field, "id: 16 bytes"))?;
+        let id =
+            Uuid::from_slice(&device.id).map_err(|_| Error::malformed(field, "id: 16 bytes"))?;
         let domain = self.id(&device.domain).ok_or_else(|| {
-            Error::refused(
-                Reason::UnknownValue,
-                format!("{field}: unknown domain"),
-            )
+            Error::refused(Reason::UnknownValue, format!("{field}: unknown domain"))
         })?;
         Ok(DeviceKey { domain, device: id })
     }

@@ -88,7 +88,11 @@ fn rejection(rejection: Rejection) -> (Reason, String, Vec<(&'static str, String
     };
     match rejection {
         Rejection::NotFound => (Reason::Group, "no such group".into(), vec![]),
-        Rejection::DeviceRevoked => (Reason::DeviceRevoked, "this device was revoked".into(), vec![]),
+        Rejection::DeviceRevoked => (
+            Reason::DeviceRevoked,
+            "this device was revoked".into(),
+            vec![],
+        ),
         Rejection::Closed => (Reason::GroupClosed, "the group is closed".into(), vec![]),
         Rejection::MessageIdReused => (
             Reason::MessageIdReused,
@@ -155,5 +159,36 @@ fn rejection(rejection: Rejection) -> (Reason, String, Vec<(&'static str, String
             format!("the group's policy forbids it: {what}"),
             vec![("policy", what.into())],
         ),
+    }
+}
+
+/// Every error as a status; internals are logged here, once, and stay inside.
+pub fn status(error: Error) -> Status {
+    use chancery_proto::status;
+    match error {
+        Error::Rejected(rejected) => {
+            let (reason, text, metadata) = rejection(rejected);
+            status::refusal(reason, &text, metadata)
+        }
+        Error::Refused {
+            reason,
+            text,
+            metadata,
+        } => status::refusal(reason, &text, metadata),
+        Error::Malformed { field, why } => status::malformed(field, &why),
+        Error::Limit { limit, max, got } => status::refusal(
+            Reason::LimitExceeded,
+            &format!("{limit}: {got} exceeds {max}"),
+            [
+                ("limit", limit.to_owned()),
+                ("max", max.to_string()),
+                ("got", got.to_string()),
+            ],
+        ),
+        Error::Db(error) => service_kit::status::of_db(&error),
+        Error::Corrupt(what) => {
+            tracing::error!(what, "the store contradicts itself");
+            Status::internal("internal error")
+        }
     }
 }

@@ -571,9 +571,9 @@ fn check_roster(commit: &Commit) -> Result<(), Rejection> {
         ));
     }
     match commit.kind {
-        CommitKind::Member if commit.removed.iter().any(|r| r.key == commit.device) => Err(
-            Rejection::CommitInfo("a committer cannot remove itself"),
-        ),
+        CommitKind::Member if commit.removed.iter().any(|r| r.key == commit.device) => {
+            Err(Rejection::CommitInfo("a committer cannot remove itself"))
+        }
         CommitKind::Member => Ok(()),
         CommitKind::External { .. } => check_external_roster(commit),
     }

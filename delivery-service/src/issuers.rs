@@ -210,17 +210,31 @@ impl Follower {
     }
 
     /// Refreshes until shutdown; while it was never heard, every second.
-    pub async fn run(self: Arc<Self>, db: Db, issuers: Issuers, every: Duration, shutdown: Shutdown) {
+    pub async fn run(
+        self: Arc<Self>,
+        db: Db,
+        issuers: Issuers,
+        every: Duration,
+        shutdown: Shutdown,
+    ) {
         let stop = shutdown.soft();
         loop {
             let heard = match self.refresh(&db, &issuers).await {
                 Ok(()) => true,
                 Err(error) => {
-                    tracing::warn!(domain = self.domain(), error = format!("{error:#}"), "cannot refresh keys of the Authentication Service");
+                    tracing::warn!(
+                        domain = self.domain(),
+                        error = format!("{error:#}"),
+                        "cannot refresh keys of the Authentication Service"
+                    );
                     issuers.get(self.domain()).is_some()
                 }
             };
-            let pause = if heard { every } else { Duration::from_secs(1).min(every) };
+            let pause = if heard {
+                every
+            } else {
+                Duration::from_secs(1).min(every)
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}

@@ -1,1 +1,137 @@
-//! Placeholder.
+//! The Delivery Service: what came in which order. It orders opaque ciphertext and knows people only as opaque ids.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | options and limits |
+//! | [`rpc`] | the tonic trait: decode, caller, use case, encode |
+//! | [`caller`], [`issuers`], [`domains`] | token to caller, keys of the Authentication Services, their numbers |
+//! | [`prepare`] | requests to values, checked without the lock |
+//! | [`group`] | **the ordering state machine**, pure |
+//! | [`create`], [`submit`] | use cases that write: lock, read under the lock, decide, append |
+//! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
+//! | [`read`], [`subscribe`], [`hub`] | reading a log, following it, wake-ups |
+//! | [`store`] | every SQL statement |
+//! | [`error`] | errors and their one map to a status |
+//! | [`node`] | what the use cases share |
+
+pub mod caller;
+pub mod config;
+pub mod create;
+pub mod domains;
+pub mod error;
+pub mod group;
+pub mod hub;
+pub mod inbox;
+pub mod issuers;
+pub mod key_packages;
+pub mod node;
+pub mod prepare;
+pub mod read;
+pub mod rpc;
+pub mod store;
+pub mod submit;
+pub mod subscribe;
+
+use std::{sync::Arc, time::Duration};
+
+use chancery_proto::delivery::v1::delivery_service_server::DeliveryServiceServer;
+use service_kit::{
+    db::{Db, TxError},
+    lifecycle::Shutdown,
+    listen::Bound,
+    migrate::{self, Migrations, Step},
+    ops,
+    server::{ServerOptions, Services, serve_grpc},
+};
+
+pub use config::Config;
+
+/// The schema, in order.
+pub const MIGRATIONS: Migrations = Migrations {
+    service: "delivery-service",
+    steps: &[Step {
+        name: "V1__initial",
+        sql: include_str!("../migrations/V1__initial.sql"),
+        oldest_binary: 1,
+    }],
+};
+
+/// Where a node listens.
+pub struct Listeners {
+    /// Clients.
+    pub public: Bound,
+    /// Metrics and health over HTTP.
+    pub ops: Option<Bound>,
+}
+
+/// Serves until shutdown. Used by the binary, by `single-node` and by tests alike.
+///
+/// # Errors
+/// Limits that do not fit together, a schema that does not fit this binary, a listener that fails.
+pub async fn serve(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
+    migrate::check(&db, &MIGRATIONS).await?;
+    let domains = number_domains(&db, &config).await?;
+    let issuers = issuers::Issuers::default();
+    let node = node::Node {
+        gate: caller::Gate {
+            issuers: issuers.clone(),
+            domains: domains.clone(),
+            audience: format!("ds:{}", config.domain),
+            leeway: config.clock_leeway_seconds.into(),
+        },
+        hub: hub::Hub::default(),
+        issuers: issuers.clone(),
+        domains: domains.clone(),
+        db: db.clone(),
+        config,
+    };
+    let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
+    for auth_service in &node.config.auth_services {
+        let follower = Arc::new(issuers::Follower::new(auth_service, &domains)?);
+        follower.recall(&db, &issuers).await?;
+        tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
+    }
+    tokio::spawn(subscribe::poll_heads(node.clone(), shutdown.clone()));
+    if let Some(bound) = listeners.ops {
+        tokio::spawn(ops::serve_ops(bound, db, shutdown.clone()));
+    }
+    let request_bytes = usize::try_from(node.config.limits.request_bytes)?;
+    let service = DeliveryServiceServer::new(rpc::Rpc::new(node, shutdown.clone()))
+        .max_decoding_message_size(request_bytes);
+    serve_grpc(
+        listeners.public,
+        Services::new().add(service),
+        ServerOptions::new("ds"),
+        shutdown,
+    )
+    .await
+}
+
+async fn number_domains(db: &Db, config: &Config) -> anyhow::Result<domains::Domains> {
+    let names: Vec<String> = config
+        .auth_services
+        .iter()
+        .map(|a| a.domain.clone())
+        .collect();
+    let numbered = db
+        .run_tx("number_domains", move |tx| {
+            let names = names.clone();
+            Box::pin(async move {
+                let mut pairs = Vec::new();
+                for name in names {
+                    let id = store::devices::domain_id(tx, &name).await?;
+                    pairs.push((name, id));
+                }
+                Ok::<_, TxError<error::Error>>(pairs)
+            })
+        })
+        .await
+        .map_err(submit::flatten)?;
+    Ok(domains::Domains::new(numbered))
+}

@@ -26,7 +26,12 @@ impl Node {
     ///
     /// # Errors
     /// `LIMIT_EXCEEDED` with the limit's name.
-    pub fn within(&self, limit: &'static str, max: u32, got: usize) -> Result<(), crate::error::Error> {
+    pub fn within(
+        &self,
+        limit: &'static str,
+        max: u32,
+        got: usize,
+    ) -> Result<(), crate::error::Error> {
         if got as u64 > u64::from(max) {
             return Err(crate::error::Error::Limit {
                 limit,

@@ -114,7 +114,11 @@ pub async fn check_cursor(
     let ours = store::log::chain_at(&**client, group, seq)
         .await
         .map_err(DbError::from)?;
-    if ours == Some(chain) { Ok(()) } else { Err(changed()) }
+    if ours == Some(chain) {
+        Ok(())
+    } else {
+        Err(changed())
+    }
 }
 
 /// One frame of entries of a span.
@@ -249,7 +253,14 @@ pub async fn read_log(
     )?;
     let view = view(node, caller, group).await?;
     let after_chain = chain(&request.after_chain)?;
-    check_cursor(node, &view.group, request.after_seq, after_chain, view.head.seq).await?;
+    check_cursor(
+        node,
+        &view.group,
+        request.after_seq,
+        after_chain,
+        view.head.seq,
+    )
+    .await?;
     let mut left = match request.page_entries {
         0 => node.config.limits.page_items as usize,
         n => n as usize,
@@ -298,7 +309,12 @@ pub async fn payload(
     store::log::payload(&**client, &view.group, seq)
         .await
         .map_err(DbError::from)?
-        .ok_or_else(|| Error::refused(Reason::CursorTooOld, "the entry was pruned, or does not exist"))
+        .ok_or_else(|| {
+            Error::refused(
+                Reason::CursorTooOld,
+                "the entry was pruned, or does not exist",
+            )
+        })
 }
 
 #[cfg(test)]

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use chancery_proto::{
     chain::{self, ChainInput},
-    delivery::v1::{
-        CommitResult, EntryKind, Outcome, SendMessageResponse, SubmitCommitResponse,
-    },
+    delivery::v1::{CommitResult, EntryKind, Outcome, SendMessageResponse, SubmitCommitResponse},
 };
 use service_kit::db::{Transaction, TxError};
 use sha2::{Digest as _, Sha256};
@@ -90,7 +88,11 @@ pub(crate) fn flatten(error: TxError<Error>) -> Error {
     }
 }
 
-async fn send_in(tx: Tx<'_>, caller: &Caller, send: &PreparedSend) -> TxResult<SendMessageResponse> {
+async fn send_in(
+    tx: Tx<'_>,
+    caller: &Caller,
+    send: &PreparedSend,
+) -> TxResult<SendMessageResponse> {
     let Some(head) = store::groups::lock(tx, &send.group).await? else {
         return Err(TxError::Rejected(Error::no_group()));
     };
@@ -160,8 +162,13 @@ async fn commit_in(
     };
     let (group, now) = read_group(tx, &commit.group, commit.message_id, caller.key, head).await?;
     let facts = commit_facts(tx, caller, commit, &group.head).await?;
-    let append = match group.decide(&Command::Commit(facts), now).map_err(rejected)? {
-        Decision::Replay(prior) => return replayed_commit(tx, caller, commit, &group.head, &prior).await,
+    let append = match group
+        .decide(&Command::Commit(facts), now)
+        .map_err(rejected)?
+    {
+        Decision::Replay(prior) => {
+            return replayed_commit(tx, caller, commit, &group.head, &prior).await;
+        }
         Decision::Append(append) => append,
     };
     if let Some(fault) = &commit.external_fault {

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use chancery_proto::delivery::v1::{
-    CaughtUp, Cursor, Ended, EndedWhy, Entries, Frame, Heartbeat, State, SubscribeRequest, frame,
-};
 use chancery_proto::common::v1::Reason;
+use chancery_proto::delivery::v1::{
+    CaughtUp, Cursor, Ended, EndedWhy, Frame, Heartbeat, State, SubscribeRequest, frame,
+};
 use service_kit::{db::DbError, lifecycle::Shutdown};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -174,7 +174,9 @@ impl Stream {
                 }
             };
             if woken.revoked {
-                return Err(Error::refused(Reason::DeviceRevoked, "this device was revoked").into());
+                return Err(
+                    Error::refused(Reason::DeviceRevoked, "this device was revoked").into(),
+                );
             }
             if woken.device {
                 self.look_at_device().await?;
@@ -362,4 +364,3 @@ async fn poll_once(node: &Node) -> Result<(), DbError> {
     }
     Ok(())
 }
-

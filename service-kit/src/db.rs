@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+};
 use futures_util::future::BoxFuture;
-use tokio_postgres::{NoTls, config::SslMode, error::SqlState};
 pub use tokio_postgres::Transaction;
+use tokio_postgres::{NoTls, config::SslMode, error::SqlState};
 
 /// How the pool behaves.
 #[derive(Debug, Clone, clap::Args)]
@@ -61,7 +63,8 @@ impl From<tokio_postgres::Error> for DbError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(code) = error.code() else {
             // Without a code it never came from the server: a broken connection, or a fault of ours.
-            let broken = error.is_closed() || std::error::Error::source(&error).is_some_and(|s| s.is::<std::io::Error>());
+            let broken = error.is_closed()
+                || std::error::Error::source(&error).is_some_and(|s| s.is::<std::io::Error>());
             return if broken {
                 Self::Unavailable
             } else {
@@ -230,7 +233,10 @@ impl Db {
                 }
             }
         };
-        if let Err(TxError::Db(DbError::Unavailable | DbError::OutcomeUnknown | DbError::Conflict)) = &result {
+        if let Err(TxError::Db(
+            DbError::Unavailable | DbError::OutcomeUnknown | DbError::Conflict,
+        )) = &result
+        {
             // A demoted primary or a stale plan stays so: never back into the pool.
             drop(Object::take(client));
         }

@@ -178,11 +178,17 @@ mod tests {
             assert!(!panics, "as asked");
             Ok::<_, Infallible>(Response::new(Body::empty()))
         });
-        Guard::new(inner, options(permits)).call(request(header)).await.unwrap()
+        Guard::new(inner, options(permits))
+            .call(request(header))
+            .await
+            .unwrap()
     }
 
     fn status_of(response: &Response<Body>) -> Option<&str> {
-        response.headers().get("grpc-status").map(|s| s.to_str().unwrap())
+        response
+            .headers()
+            .get("grpc-status")
+            .map(|s| s.to_str().unwrap())
     }
 
     #[tokio::test]
@@ -197,8 +203,14 @@ mod tests {
     #[tokio::test]
     async fn overload_a_short_deadline_and_a_panic_are_answers() {
         assert_eq!(status_of(&answer(0, None, false).await), Some("14"));
-        assert_eq!(status_of(&answer(1, Some(("grpc-timeout", "4m")), false).await), Some("4"));
-        assert_eq!(status_of(&answer(1, Some(("grpc-timeout", "5m")), false).await), None);
+        assert_eq!(
+            status_of(&answer(1, Some(("grpc-timeout", "4m")), false).await),
+            Some("4")
+        );
+        assert_eq!(
+            status_of(&answer(1, Some(("grpc-timeout", "5m")), false).await),
+            None
+        );
         let panicked = answer(1, None, true).await;
         assert_eq!(status_of(&panicked), Some("13"));
         assert!(panicked.headers().contains_key(REQUEST_ID));

@@ -153,7 +153,11 @@ mod tests {
         let any = "0.0.0.0:0".parse().unwrap();
         assert!(bind(&any, None, false).await.is_err());
         assert!(bind(&any, None, true).await.is_ok());
-        assert!(bind(&"127.0.0.1:0".parse().unwrap(), None, false).await.is_ok());
+        assert!(
+            bind(&"127.0.0.1:0".parse().unwrap(), None, false)
+                .await
+                .is_ok()
+        );
     }
 
     #[tokio::test]

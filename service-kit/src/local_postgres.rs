@@ -36,9 +36,9 @@ pub use binaries::{Binaries, find_binaries};
 pub use error::LocalPostgresError;
 pub use settings::Profile;
 
+pub use folder::socket_folder;
 #[cfg(feature = "test-support")]
 pub(crate) use folder::{fnv1a, running};
-pub use folder::socket_folder;
 pub(crate) use folder::{quoted, url};
 
 use account::Account;

@@ -121,3 +121,17 @@ pub async fn check(db: &Db, migrations: &Migrations) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// After a restore: gives the database a new `incarnation`, so that clients and operators can tell.
+///
+/// # Errors
+/// The database cannot be reached, or has no `service_state`.
+pub fn renew_incarnation(url: &str) -> anyhow::Result<()> {
+    let mut client = postgres::Client::connect(url, NoTls).context("cannot reach the database")?;
+    let rows = client.execute(
+        "/* migrate::renew_incarnation */ UPDATE service_state SET incarnation = gen_random_uuid()",
+        &[],
+    )?;
+    ensure!(rows == 1, "service_state holds {rows} rows instead of one");
+    Ok(())
+}

@@ -48,8 +48,16 @@ pub async fn serve_ops(bound: Bound, db: Db, shutdown: Shutdown) -> anyhow::Resu
     let soft = shutdown.soft();
     let stop = async move { soft.cancelled().await };
     match bound.socket {
-        Socket::Tcp(listener) => axum::serve(listener, app).with_graceful_shutdown(stop).await?,
-        Socket::Unix(listener) => axum::serve(listener, app).with_graceful_shutdown(stop).await?,
+        Socket::Tcp(listener) => {
+            axum::serve(listener, app)
+                .with_graceful_shutdown(stop)
+                .await?
+        }
+        Socket::Unix(listener) => {
+            axum::serve(listener, app)
+                .with_graceful_shutdown(stop)
+                .await?
+        }
     }
     Ok(())
 }

@@ -8,9 +8,11 @@ use crate::db::DbError;
 /// The cause of an internal failure is logged here, once, and stays inside.
 pub fn of_db(error: &DbError) -> Status {
     match error {
-        DbError::Busy | DbError::Conflict => {
-            status::refusal(Reason::Busy, "the database is busy; repeat with the same id", [])
-        }
+        DbError::Busy | DbError::Conflict => status::refusal(
+            Reason::Busy,
+            "the database is busy; repeat with the same id",
+            [],
+        ),
         DbError::Unavailable => status::refusal(
             Reason::Storage,
             "the database cannot be reached; repeat with the same id",

@@ -225,7 +225,9 @@ fn end_sessions(name: &str) -> anyhow::Result<()> {
 
 fn fingerprint(migrations: &Migrations) -> String {
     let steps = migrations.steps.iter();
-    steps.map(|step| format!("{}\n{}\n", step.name, step.sql)).collect()
+    steps
+        .map(|step| format!("{}\n{}\n", step.name, step.sql))
+        .collect()
 }
 
 fn prepare(url: &str, migrations: &Migrations) -> anyhow::Result<()> {

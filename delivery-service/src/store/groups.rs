@@ -99,13 +99,20 @@ pub async fn lock(tx: &Transaction<'_>, group: &[u8]) -> Result<Option<Head>, Er
 }
 
 /// Reads the head without a lock.
-pub async fn head<C: GenericClient + Sync>(client: &C, group: &[u8]) -> Result<Option<Head>, Error> {
+pub async fn head<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+) -> Result<Option<Head>, Error> {
     let sql = concat!(
         "/* groups::head */ SELECT ",
         head_columns!(),
         " FROM group_heads WHERE group_id = $1"
     );
-    Ok(client.query_opt(sql, &[&group]).await?.as_ref().map(head_of))
+    Ok(client
+        .query_opt(sql, &[&group])
+        .await?
+        .as_ref()
+        .map(head_of))
 }
 
 /// Heads of several groups: `(group_id, head_seq)`.
@@ -130,7 +137,13 @@ pub async fn insert(tx: &Transaction<'_>, group: &[u8], created: &Created) -> Re
     let rows = tx
         .execute(
             sql,
-            &[&group, &created.suite, &creator.domain, &creator.device, &hash],
+            &[
+                &group,
+                &created.suite,
+                &creator.domain,
+                &creator.device,
+                &hash,
+            ],
         )
         .await?;
     Ok(rows == 1)

@@ -192,9 +192,7 @@ pub async fn groups_of<C: GenericClient + Sync>(
     device: DeviceKey,
 ) -> Result<Vec<Vec<u8>>, Error> {
     let sql = "/* roster::groups_of */ SELECT group_id FROM device_groups WHERE domain_id = $1 AND device_id = $2 ORDER BY group_id";
-    let rows = client
-        .query(sql, &[&device.domain, &device.device])
-        .await?;
+    let rows = client.query(sql, &[&device.domain, &device.device]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 

@@ -93,9 +93,6 @@ pub async fn acknowledge(
 ) -> Result<u64, Error> {
     let sql = "/* welcomes::acknowledge */ UPDATE welcomes SET acked_at = coalesce(acked_at, now()) \
                WHERE group_id = $1 AND commit_seq = $2 AND domain_id = $3 AND device_id = $4";
-    tx.execute(
-        sql,
-        &[&group, &signed(seq), &joiner.domain, &joiner.device],
-    )
-    .await
+    tx.execute(sql, &[&group, &signed(seq), &joiner.domain, &joiner.device])
+        .await
 }

@@ -1,0 +1,100 @@
+//! Use case: a new group, ordered from seq 0.
+
+use std::sync::Arc;
+
+use chancery_proto::{chain, common::v1::Reason, delivery::v1::CreateGroupResponse};
+use service_kit::db::{Transaction, TxError};
+
+use crate::{
+    caller::Caller, error::Error, group::Head, node::Node, prepare::PreparedGroup, store,
+    submit::flatten,
+};
+
+/// Creates a group of exactly the caller. A repeat by the same device with the same bytes gets the first answer.
+///
+/// # Errors
+/// `GROUP_EXISTS`, `DEVICE_REVOKED`, the database.
+pub async fn create_group(
+    node: &Node,
+    caller: &Caller,
+    group: PreparedGroup,
+) -> Result<CreateGroupResponse, Error> {
+    let group = Arc::new(group);
+    let who = caller.clone();
+    let response = node
+        .db
+        .run_tx("create_group", move |tx| {
+            let (group, who) = (group.clone(), who.clone());
+            Box::pin(async move { create_in(tx, &who, &group).await })
+        })
+        .await
+        .map_err(flatten)?;
+    node.hub.device_changed(caller.key);
+    Ok(response)
+}
+
+async fn create_in(
+    tx: &Transaction<'_>,
+    caller: &Caller,
+    group: &PreparedGroup,
+) -> Result<CreateGroupResponse, TxError<Error>> {
+    let device = store::devices::remember(tx, caller.key, caller.user).await?;
+    if device.revoked {
+        return Err(TxError::Rejected(
+            crate::group::Rejection::DeviceRevoked.into(),
+        ));
+    }
+    let created = store::groups::Created {
+        suite: group.suite.into(),
+        creator: caller.key,
+        create_hash: group.content_hash,
+    };
+    let answer = |replayed| CreateGroupResponse {
+        head_seq: 0,
+        epoch: group.epoch,
+        epoch_seq: 0,
+        chain: chain::start().to_vec().into(),
+        replayed,
+    };
+    if !store::groups::insert(tx, &group.group, &created).await? {
+        let first = store::groups::created(tx, &group.group).await?;
+        let same = first.is_some_and(|first| {
+            first.creator == created.creator && first.create_hash == created.create_hash
+        });
+        return if same {
+            Ok(answer(true))
+        } else {
+            Err(TxError::Rejected(Error::refused(
+                Reason::GroupExists,
+                "this group id was used before",
+            )))
+        };
+    }
+    let head = Head {
+        open: true,
+        seq: 0,
+        epoch: group.epoch,
+        epoch_seq: 0,
+        floor_seq: 0,
+        settled_seq: 0,
+        pending_removals: 0,
+        committer: None,
+        past_epochs: group.past_epochs,
+        external_join: group.external_join,
+        chain: chain::start(),
+        last_at: 0,
+    };
+    store::groups::insert_head(tx, &group.group, &head).await?;
+    let epoch = store::groups::Epoch {
+        epoch: group.epoch,
+        epoch_seq: 0,
+        group_info: group.group_info.clone(),
+        group_state_hash: group.group_state_hash.to_vec(),
+        tree_width: group.tree_width,
+        encrypted_group_info: None,
+    };
+    store::groups::insert_epoch(tx, &group.group, &epoch).await?;
+    store::tree::insert(tx, &group.group, 0, &group.tree).await?;
+    store::roster::open(tx, &group.group, 0, &[(caller.key, caller.user)]).await?;
+    Ok(answer(false))
+}

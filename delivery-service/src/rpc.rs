@@ -1,0 +1,529 @@
+//! The tonic trait: decode, know the caller, run the use case, encode. No SQL, no decisions.
+
+use std::{pin::Pin, sync::Arc};
+
+use chancery_proto::{
+    common::v1::Reason,
+    delivery::v1::{delivery_service_server::DeliveryService, *},
+    suite,
+};
+use futures_util::Stream;
+use service_kit::{db::DbError, lifecycle::Shutdown};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    caller::Caller,
+    create,
+    error::{Error, status},
+    inbox, key_packages,
+    node::Node,
+    prepare, read, store, submit, subscribe,
+};
+
+/// The service on one node.
+#[derive(Debug, Clone)]
+pub struct Rpc {
+    node: Node,
+    shutdown: Shutdown,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Members in one part of a roster.
+const ROSTER_PART: usize = 1_000;
+/// Claims in one part of an answer: 64 KeyPackages of the largest size stay below 2 MiB.
+const CLAIM_PART: usize = 64;
+/// Nodes' bytes in one part of a tree.
+const TREE_PART_BYTES: usize = 128 * 1024;
+
+fn parts<T: Send + 'static>(parts: Vec<T>) -> Answers<T> {
+    Box::pin(tokio_stream::iter(parts.into_iter().map(Ok)))
+}
+
+impl Rpc {
+    /// Serves this node until shutdown.
+    pub fn new(node: Node, shutdown: Shutdown) -> Self {
+        Self { node, shutdown }
+    }
+
+    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        self.node
+            .gate
+            .admit(request.metadata(), &self.node.db)
+            .await
+            .map_err(status)
+    }
+
+    async fn info(&self) -> Result<GetServiceInfoResponse, Error> {
+        let config = &self.node.config;
+        let client = self.node.db.client().await?;
+        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
+        let incarnation = store::groups::incarnation(&**client)
+            .await
+            .map_err(DbError::from)?;
+        let suites = config.suites.iter().map(|code| Suite {
+            code: u32::from(*code),
+            name: suite::Suite::from_code(*code)
+                .map(|suite| suite.name().to_owned())
+                .unwrap_or_default(),
+            status: SuiteStatus::Allowed.into(),
+        });
+        Ok(GetServiceInfoResponse {
+            domain: config.domain.clone(),
+            limits: config.limits.published(),
+            suites: suites.collect(),
+            retention_days: config.limits.retention_days.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            server_time_micros: now,
+            incarnation: incarnation.as_bytes().to_vec().into(),
+            auth_domains: self.node.domains.names(),
+            clock_leeway_seconds: config.clock_leeway_seconds.into(),
+        })
+    }
+
+    async fn tree(
+        &self,
+        caller: &Caller,
+        request: &FetchTreeRequest,
+    ) -> Result<Vec<FetchTreeResponse>, Error> {
+        let group = read::group_id(&self.node, request.group.as_ref())?;
+        let view = read::view(&self.node, caller, group).await?;
+        let epoch_seq = match request.current {
+            true => view.head.epoch_seq,
+            false => request.epoch_seq,
+        };
+        if !view.holds(epoch_seq) || (request.current && !view.member()) {
+            return Err(Error::no_group());
+        }
+        let client = self.node.db.client().await?;
+        let epoch = store::groups::epoch(&**client, &view.group, epoch_seq)
+            .await
+            .map_err(DbError::from)?
+            .ok_or_else(|| Error::refused(Reason::UnknownValue, "epoch_seq names no epoch"))?;
+        let nodes = store::tree::at(&**client, &view.group, epoch_seq)
+            .await
+            .map_err(DbError::from)?;
+        let part = || FetchTreeResponse {
+            epoch_seq,
+            tree_width: epoch.tree_width,
+            nodes: Vec::new(),
+        };
+        let mut answers = vec![part()];
+        let mut bytes = 0;
+        for (index, node) in nodes {
+            bytes += node.len();
+            if bytes > TREE_PART_BYTES {
+                answers.push(part());
+                bytes = node.len();
+            }
+            if let Some(last) = answers.last_mut() {
+                last.nodes.push(TreeNode {
+                    index,
+                    node: Some(node.into()),
+                });
+            }
+        }
+        Ok(answers)
+    }
+
+    async fn group_info(
+        &self,
+        caller: &Caller,
+        request: &GetGroupInfoRequest,
+    ) -> Result<GetGroupInfoResponse, Error> {
+        let group = read::group_id(&self.node, request.group.as_ref())?;
+        let view = read::view(&self.node, caller, group).await?;
+        if !view.member() {
+            return Err(Error::no_group());
+        }
+        let client = self.node.db.client().await?;
+        let epoch = store::groups::epoch(&**client, &view.group, view.head.epoch_seq)
+            .await
+            .map_err(DbError::from)?
+            .ok_or(Error::Corrupt("the current epoch is missing"))?;
+        let created = store::groups::created(&**client, &view.group)
+            .await
+            .map_err(DbError::from)?
+            .ok_or(Error::Corrupt("the group's row is missing"))?;
+        Ok(GetGroupInfoResponse {
+            group_info: epoch.group_info.into(),
+            epoch: epoch.epoch,
+            epoch_seq: epoch.epoch_seq,
+            head_seq: view.head.seq,
+            chain: view.head.chain.to_vec().into(),
+            group_state_hash: epoch.group_state_hash.into(),
+            suite: u32::try_from(created.suite).unwrap_or(0),
+        })
+    }
+
+    async fn roster(
+        &self,
+        caller: &Caller,
+        request: &GetGroupRequest,
+    ) -> Result<Vec<GetGroupResponse>, Error> {
+        let group = read::group_id(&self.node, request.group.as_ref())?;
+        let view = read::view(&self.node, caller, group).await?;
+        let at_seq = match request.at_seq {
+            0 => view.head.seq,
+            seq => seq,
+        };
+        if !view.holds(at_seq) {
+            return Err(Error::no_group());
+        }
+        let client = self.node.db.client().await?;
+        let members = store::roster::as_of(&**client, &view.group, at_seq)
+            .await
+            .map_err(DbError::from)?;
+        let created = store::groups::created(&**client, &view.group)
+            .await
+            .map_err(DbError::from)?
+            .ok_or(Error::Corrupt("the group's row is missing"))?;
+        let members: Vec<Member> = members
+            .into_iter()
+            .map(|m| Member {
+                device: Some(self.node.domains.device_ref(m.key)),
+                user: Some(self.node.domains.user_ref(m.key.domain, m.user)),
+                joined_seq: m.joined_seq,
+                pending_removal: m.pending,
+            })
+            .collect();
+        let mut answers: Vec<GetGroupResponse> = members
+            .chunks(ROSTER_PART)
+            .map(|part| GetGroupResponse {
+                members: part.to_vec(),
+                ..GetGroupResponse::default()
+            })
+            .collect();
+        if answers.is_empty() {
+            answers.push(GetGroupResponse::default());
+        }
+        answers[0].state = Some(read::state(&self.node, &view.group, &view.head));
+        answers[0].suite = u32::try_from(created.suite).unwrap_or(0);
+        answers[0].healthy = view.head.open;
+        Ok(answers)
+    }
+
+    async fn groups(&self, caller: &Caller) -> Result<Vec<ListGroupsResponse>, Error> {
+        let client = self.node.db.client().await?;
+        let groups = store::roster::groups_of(&**client, caller.key)
+            .await
+            .map_err(DbError::from)?;
+        drop(client);
+        let mut summaries = Vec::new();
+        for group in groups {
+            let view = read::view(&self.node, caller, group).await?;
+            let Some(last) = view.intervals.last() else {
+                continue;
+            };
+            summaries.push(GroupSummary {
+                group: Some(read::group_ref(&self.node, &view.group)),
+                state: view
+                    .member()
+                    .then(|| read::state(&self.node, &view.group, &view.head)),
+                joined_seq: last.joined_seq,
+                removed_seq: last.removed_seq.unwrap_or(0),
+                closed: !view.head.open,
+            });
+        }
+        Ok(summaries
+            .chunks(ROSTER_PART)
+            .map(|part| ListGroupsResponse {
+                groups: part.to_vec(),
+            })
+            .collect())
+    }
+}
+
+fn later<T>(what: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!("{what} is not served yet")))
+}
+
+#[tonic::async_trait]
+impl DeliveryService for Rpc {
+    async fn get_service_info(
+        &self,
+        _request: Request<GetServiceInfoRequest>,
+    ) -> Result<Response<GetServiceInfoResponse>, Status> {
+        self.info().await.map(Response::new).map_err(status)
+    }
+
+    async fn publish_key_packages(
+        &self,
+        request: Request<PublishKeyPackagesRequest>,
+    ) -> Result<Response<PublishKeyPackagesResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let stock = key_packages::publish(&self.node, &caller, request.get_ref())
+            .await
+            .map_err(status)?;
+        Ok(Response::new(PublishKeyPackagesResponse { stock }))
+    }
+
+    async fn delete_key_packages(
+        &self,
+        request: Request<DeleteKeyPackagesRequest>,
+    ) -> Result<Response<DeleteKeyPackagesResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let refs = request.into_inner().refs;
+        let refs = refs.into_iter().map(|r| r.to_vec()).collect();
+        let stock = key_packages::delete(&self.node, &caller, refs)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(DeleteKeyPackagesResponse { stock }))
+    }
+
+    async fn get_key_package_stock(
+        &self,
+        request: Request<GetKeyPackageStockRequest>,
+    ) -> Result<Response<GetKeyPackageStockResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let stock = key_packages::stock(&self.node, &caller)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(GetKeyPackageStockResponse { stock }))
+    }
+
+    type ClaimKeyPackagesStream = Answers<ClaimKeyPackagesResponse>;
+
+    async fn claim_key_packages(
+        &self,
+        request: Request<ClaimKeyPackagesRequest>,
+    ) -> Result<Response<Self::ClaimKeyPackagesStream>, Status> {
+        self.caller(&request).await?;
+        let claim = key_packages::prepare_claim(&self.node, request.get_ref()).map_err(status)?;
+        let (claim, node) = (Arc::new(claim), self.node.clone());
+        let (sink, answers) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for part in claim.devices.chunks(CLAIM_PART) {
+                let mut claims = Vec::with_capacity(part.len());
+                for device in part {
+                    match key_packages::claim_one(&node, &claim, device).await {
+                        Ok(answer) => claims.push(answer),
+                        Err(error) => {
+                            // What was claimed before is told first: a repeat of the claim_id gets it again.
+                            let _gone = sink.send(Ok(ClaimKeyPackagesResponse { claims })).await;
+                            let _gone = sink.send(Err(status(error))).await;
+                            return;
+                        }
+                    }
+                }
+                if sink
+                    .send(Ok(ClaimKeyPackagesResponse { claims }))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<CreateGroupRequest>,
+    ) -> Result<Response<CreateGroupResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let group = prepare::group(&self.node, &caller, request.get_ref())
+            .await
+            .map_err(status)?;
+        create::create_group(&self.node, &caller, group)
+            .await
+            .map(Response::new)
+            .map_err(status)
+    }
+
+    async fn submit_commit(
+        &self,
+        request: Request<SubmitCommitRequest>,
+    ) -> Result<Response<SubmitCommitResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let commit = prepare::commit(&self.node, &caller, request.get_ref())
+            .await
+            .map_err(status)?;
+        submit::submit_commit(&self.node, &caller, commit)
+            .await
+            .map(Response::new)
+            .map_err(status)
+    }
+
+    async fn send_message(
+        &self,
+        request: Request<SendMessageRequest>,
+    ) -> Result<Response<SendMessageResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let send = prepare::send(&self.node, request.get_ref()).map_err(status)?;
+        submit::send_message(&self.node, &caller, send)
+            .await
+            .map(Response::new)
+            .map_err(status)
+    }
+
+    type SendMessagesStream = Answers<SendMessagesResponse>;
+
+    async fn send_messages(
+        &self,
+        _request: Request<Streaming<SendMessageRequest>>,
+    ) -> Result<Response<Self::SendMessagesStream>, Status> {
+        later("SendMessages")
+    }
+
+    type SubscribeStream = Answers<Frame>;
+
+    async fn subscribe(
+        &self,
+        request: Request<SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let frames =
+            subscribe::subscribe(&self.node, caller, request.get_ref(), self.shutdown.clone())
+                .map_err(status)?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
+    }
+
+    type ReadLogStream = Answers<ReadLogResponse>;
+
+    async fn read_log(
+        &self,
+        request: Request<ReadLogRequest>,
+    ) -> Result<Response<Self::ReadLogStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let frames = read::read_log(&self.node, &caller, request.get_ref())
+            .await
+            .map_err(status)?;
+        let frames = frames
+            .into_iter()
+            .map(|entries| ReadLogResponse {
+                entries: Some(entries),
+            })
+            .collect();
+        Ok(Response::new(parts(frames)))
+    }
+
+    type FetchPayloadStream = Answers<FetchPayloadResponse>;
+
+    async fn fetch_payload(
+        &self,
+        request: Request<FetchPayloadRequest>,
+    ) -> Result<Response<Self::FetchPayloadStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let request = request.into_inner();
+        let payload = read::payload(&self.node, &caller, request.group.as_ref(), request.seq)
+            .await
+            .map_err(status)?;
+        let chunks = payload
+            .chunks(read::CHUNK_BYTES)
+            .map(|chunk| FetchPayloadResponse {
+                chunk: chunk.to_vec().into(),
+            })
+            .collect();
+        Ok(Response::new(parts(chunks)))
+    }
+
+    async fn get_group_info(
+        &self,
+        request: Request<GetGroupInfoRequest>,
+    ) -> Result<Response<GetGroupInfoResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        self.group_info(&caller, request.get_ref())
+            .await
+            .map(Response::new)
+            .map_err(status)
+    }
+
+    type FetchTreeStream = Answers<FetchTreeResponse>;
+
+    async fn fetch_tree(
+        &self,
+        request: Request<FetchTreeRequest>,
+    ) -> Result<Response<Self::FetchTreeStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let answers = self
+            .tree(&caller, request.get_ref())
+            .await
+            .map_err(status)?;
+        Ok(Response::new(parts(answers)))
+    }
+
+    async fn put_group_info(
+        &self,
+        _request: Request<PutGroupInfoRequest>,
+    ) -> Result<Response<PutGroupInfoResponse>, Status> {
+        later("PutGroupInfo")
+    }
+
+    type ListWelcomesStream = Answers<ListWelcomesResponse>;
+
+    async fn list_welcomes(
+        &self,
+        request: Request<ListWelcomesRequest>,
+    ) -> Result<Response<Self::ListWelcomesStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let welcomes = inbox::unread(&self.node, &caller).await.map_err(status)?;
+        let answers = welcomes
+            .into_iter()
+            .map(|welcome| ListWelcomesResponse {
+                welcomes: vec![welcome],
+            })
+            .collect();
+        Ok(Response::new(parts(answers)))
+    }
+
+    async fn ack_welcomes(
+        &self,
+        request: Request<AckWelcomesRequest>,
+    ) -> Result<Response<AckWelcomesResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        inbox::acknowledge(&self.node, &caller, &request.get_ref().welcomes)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(AckWelcomesResponse {}))
+    }
+
+    type ListGroupsStream = Answers<ListGroupsResponse>;
+
+    async fn list_groups(
+        &self,
+        request: Request<ListGroupsRequest>,
+    ) -> Result<Response<Self::ListGroupsStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let answers = self.groups(&caller).await.map_err(status)?;
+        Ok(Response::new(parts(answers)))
+    }
+
+    type GetGroupStream = Answers<GetGroupResponse>;
+
+    async fn get_group(
+        &self,
+        request: Request<GetGroupRequest>,
+    ) -> Result<Response<Self::GetGroupStream>, Status> {
+        let caller = self.caller(&request).await?;
+        let answers = self
+            .roster(&caller, request.get_ref())
+            .await
+            .map_err(status)?;
+        Ok(Response::new(parts(answers)))
+    }
+
+    async fn report_epoch(
+        &self,
+        _request: Request<ReportEpochRequest>,
+    ) -> Result<Response<ReportEpochResponse>, Status> {
+        later("ReportEpoch")
+    }
+
+    async fn leave_group(
+        &self,
+        _request: Request<LeaveGroupRequest>,
+    ) -> Result<Response<LeaveGroupResponse>, Status> {
+        later("LeaveGroup")
+    }
+
+    async fn list_pending_removals(
+        &self,
+        _request: Request<ListPendingRemovalsRequest>,
+    ) -> Result<Response<ListPendingRemovalsResponse>, Status> {
+        later("ListPendingRemovals")
+    }
+}
