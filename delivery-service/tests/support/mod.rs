@@ -1,0 +1,393 @@
+//! A Delivery Service on a database of its own, devices with certificates, and a group whose MLS bytes are made by hand.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test file uses a part"
+)]
+
+pub mod forge;
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use chancery_proto::{
+    auth::v1::{CertificateInfo, GetServiceInfoResponse},
+    common::v1::{GroupRef, Reason},
+    delivery::v1::{delivery_service_client::DeliveryServiceClient, *},
+    key_package::KeyPackage,
+    policy::Policy,
+    status::Refusal,
+};
+use chancery_proto::{commit_info::CommitInfo, tree::Tree};
+use delivery_service::{Config, Listeners, MIGRATIONS, serve, store};
+use forge::{Authority, DOMAIN, Device};
+use prost::Message as _;
+use service_kit::{
+    db::{Db, PoolOptions, TxError},
+    lifecycle::Shutdown,
+    listen::bind,
+    test_db::TestDb,
+};
+use tonic::{Request, Status, transport::Channel};
+use uuid::Uuid;
+
+pub type Client = DeliveryServiceClient<Channel>;
+
+pub struct World {
+    pub db: TestDb,
+    pub authority: Authority,
+    pub nodes: Vec<Node>,
+    _root: tempfile::NamedTempFile,
+}
+
+pub struct Node {
+    pub client: Client,
+    pub shutdown: Shutdown,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shutdown.abort();
+    }
+}
+
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+}
+
+pub fn pem(der: &[u8]) -> String {
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+}
+
+impl World {
+    /// `nodes` services on one database; the Authentication Service is down and known from before.
+    pub async fn start(nodes: usize, options: &[&str]) -> Self {
+        let db = TestDb::create(&MIGRATIONS).await;
+        let authority = Authority::new();
+        let root = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(root.path(), pem(&authority.root_der)).unwrap();
+        remember(&db, &authority).await;
+        let mut world = Self {
+            db,
+            authority,
+            nodes: Vec::new(),
+            _root: root,
+        };
+        for _ in 0..nodes {
+            let node = world.node(options).await;
+            world.nodes.push(node);
+        }
+        world
+    }
+
+    pub async fn node(&self, options: &[&str]) -> Node {
+        use clap::Parser as _;
+        let auth = format!(
+            "domain={DOMAIN},url=http://127.0.0.1:9,root={}",
+            self._root.path().display()
+        );
+        let mut args = vec!["x", "--domain", DOMAIN, "--auth-service", &auth];
+        args.extend(["--head-poll-millis", "20"]);
+        args.extend(options);
+        let config = Cli::parse_from(args).config;
+        let public = bind(&"127.0.0.1:0".parse().unwrap(), None, false)
+            .await
+            .unwrap();
+        let url = public.url();
+        let pool = PoolOptions {
+            pool_connections_items: 8,
+            ..PoolOptions::default()
+        };
+        let db = Db::connect(&self.db.url(), &pool).unwrap();
+        let shutdown = Shutdown::new();
+        let listeners = Listeners { public, ops: None };
+        let served = serve(listeners, config, db, shutdown.clone());
+        tokio::spawn(async move { served.await.unwrap() });
+        let channel = Channel::from_shared(url)
+            .unwrap()
+            .timeout(Duration::from_secs(30))
+            .connect_lazy();
+        let client = Client::new(channel).max_encoding_message_size(64 << 20);
+        Node { client, shutdown }
+    }
+
+    pub fn client(&self) -> Client {
+        self.nodes[0].client.clone()
+    }
+
+    pub fn device(&self, user: Uuid) -> Device {
+        self.authority.device(user, 30)
+    }
+
+    /// The request with a good token of this device.
+    pub fn by<T>(&self, device: &Device, request: T) -> Request<T> {
+        with_token(
+            request,
+            &self.authority.token(device, "ds:interior.example", 300),
+        )
+    }
+
+    /// Publishes one KeyPackage; its ref.
+    pub async fn publish(&self, device: &Device) -> Vec<u8> {
+        let package = device.key_package(1, -60, 3_600, false);
+        let request = PublishKeyPackagesRequest {
+            key_packages: vec![package.clone().into()],
+            ..PublishKeyPackagesRequest::default()
+        };
+        let request = self.by(device, request);
+        self.client().publish_key_packages(request).await.unwrap();
+        KeyPackage::parse(&package, 100_000)
+            .unwrap()
+            .reference()
+            .unwrap()
+    }
+
+    /// Revokes a device as the status feed will.
+    pub async fn revoke(&self, device: &Device) {
+        let db = Db::connect(&self.db.url(), &PoolOptions::default()).unwrap();
+        let (id, user) = (device.device, device.user);
+        db.run_tx("revoke", move |tx| {
+            Box::pin(async move {
+                let domain = store::devices::domain_id(tx, DOMAIN).await?;
+                let key = delivery_service::group::DeviceKey { domain, device: id };
+                store::devices::revoke(tx, key, user, b"evidence").await?;
+                Ok::<_, TxError<delivery_service::error::Error>>(())
+            })
+        })
+        .await
+        .unwrap();
+    }
+}
+
+async fn remember(db: &TestDb, authority: &Authority) {
+    let jwks = format!(
+        r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"k1","x":"{}"}}]}}"#,
+        URL_SAFE_NO_PAD.encode(&authority.token_key)
+    );
+    let info = GetServiceInfoResponse {
+        domain: DOMAIN.into(),
+        token_keys_jwks: jwks,
+        intermediates: vec![CertificateInfo {
+            der: authority.intermediate_der.clone().into(),
+            ..CertificateInfo::default()
+        }],
+        ..GetServiceInfoResponse::default()
+    };
+    let db = Db::connect(&db.url(), &PoolOptions::default()).unwrap();
+    let bytes = info.encode_to_vec();
+    db.run_tx("remember", move |tx| {
+        let bytes = bytes.clone();
+        Box::pin(async move {
+            let domain = store::devices::domain_id(tx, DOMAIN).await?;
+            store::devices::remember_auth_service(tx, domain, &bytes).await?;
+            Ok::<_, TxError<delivery_service::error::Error>>(())
+        })
+    })
+    .await
+    .unwrap();
+}
+
+pub fn with_token<T>(request: T, token: &str) -> Request<T> {
+    let mut request = Request::new(request);
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+pub fn reason(status: &Status) -> Reason {
+    Refusal::from_status(status)
+        .reason
+        .unwrap_or_else(|| panic!("no reason in {status:?}"))
+}
+
+/// What a member would know of the group, kept by the test.
+#[derive(Clone)]
+pub struct Group {
+    pub id: Vec<u8>,
+    pub epoch: u64,
+    pub epoch_seq: u64,
+    pub seq: u64,
+    pub chain: [u8; 32],
+    pub tree: Tree,
+    pub policy: Policy,
+}
+
+impl Group {
+    pub async fn create(world: &World, creator: &Device) -> Self {
+        let group = Self {
+            id: Uuid::new_v4().as_bytes().repeat(2),
+            epoch: 0,
+            epoch_seq: 0,
+            seq: 0,
+            chain: [0; 32],
+            tree: forge::tree(&[creator], 0),
+            policy: Policy::for_domain(DOMAIN),
+        };
+        let request = world.by(creator, group.create_request());
+        world.client().create_group(request).await.unwrap();
+        group
+    }
+
+    pub fn create_request(&self) -> CreateGroupRequest {
+        CreateGroupRequest {
+            group: Some(self.reference()),
+            suite: 1,
+            group_info: forge::group_info(&self.context(0, &self.tree)).into(),
+            tree: Some(forge::full(&self.tree)),
+            ..CreateGroupRequest::default()
+        }
+    }
+
+    pub fn reference(&self) -> GroupRef {
+        GroupRef {
+            domain: DOMAIN.into(),
+            id: self.id.clone().into(),
+        }
+    }
+
+    pub fn context(&self, epoch: u64, tree: &Tree) -> Vec<u8> {
+        forge::group_context(&self.id, epoch, tree, &self.policy)
+    }
+
+    pub fn message(&self, id: Uuid, content_type: u8) -> SendMessageRequest {
+        SendMessageRequest {
+            group: Some(self.reference()),
+            message_id: id.as_bytes().to_vec().into(),
+            message: forge::private(&self.id, self.epoch, content_type, &forge::data(id, None))
+                .into(),
+            epoch_seq: self.epoch_seq,
+            ..SendMessageRequest::default()
+        }
+    }
+
+    pub fn info(&self, added: &[&Device], removed: &[&Device]) -> CommitInfo {
+        let sorted = |devices: &[&Device]| {
+            let mut members: Vec<_> = devices.iter().map(|d| d.member()).collect();
+            members.sort();
+            members
+        };
+        CommitInfo {
+            added: sorted(added),
+            removed: sorted(removed),
+            seen_seq: self.seq,
+            seen_chain: self.chain,
+            ..CommitInfo::default()
+        }
+    }
+
+    /// A member's Commit after which the tree is `after`.
+    pub fn commit(&self, info: CommitInfo, refs: &[Vec<u8>], after: &Tree) -> SubmitCommitRequest {
+        let id = Uuid::new_v4();
+        let commit = forge::private(&self.id, self.epoch, 3, &forge::data(id, Some(info)));
+        let welcomes = match refs {
+            [] => vec![],
+            refs => vec![forge::welcome(refs).into()],
+        };
+        self.bundle(CommitBundle {
+            message_id: id.as_bytes().to_vec().into(),
+            commit: commit.into(),
+            welcomes,
+            group_info: forge::group_info(&self.context(self.epoch + 1, after)).into(),
+            tree: Some(forge::full(after)),
+            ..CommitBundle::default()
+        })
+    }
+
+    pub fn bundle(&self, bundle: CommitBundle) -> SubmitCommitRequest {
+        SubmitCommitRequest {
+            group: Some(self.reference()),
+            bundles: vec![bundle],
+            epoch_seq: self.epoch_seq,
+        }
+    }
+
+    /// Takes over the answer to an accepted Commit.
+    pub fn accepted(&mut self, result: &CommitResult, tree: Tree) {
+        self.epoch = result.epoch;
+        self.epoch_seq = result.epoch_seq;
+        self.seq = result.seq;
+        self.chain = result.chain.as_ref().try_into().unwrap();
+        self.tree = tree;
+    }
+
+    /// Takes over the answer to an accepted message.
+    pub fn sent(&mut self, sent: &SendMessageResponse) {
+        self.seq = sent.seq;
+        self.chain = sent.chain.as_ref().try_into().unwrap();
+    }
+
+    /// Adds published devices in one Commit.
+    pub async fn add(
+        &mut self,
+        world: &World,
+        by: &Device,
+        everybody: &[&Device],
+        added: &[&Device],
+    ) -> CommitResult {
+        let mut refs = Vec::new();
+        for device in added {
+            refs.push(world.publish(device).await);
+        }
+        let tree = forge::tree(everybody, 0);
+        let request = self.commit(self.info(added, &[]), &refs, &tree);
+        let result = submit(world, by, request).await.unwrap();
+        self.accepted(&result, tree);
+        result
+    }
+
+    /// Removes devices in one Commit; the tree keeps its width.
+    pub async fn remove(
+        &mut self,
+        world: &World,
+        by: &Device,
+        left: &[&Device],
+        removed: &[&Device],
+    ) -> CommitResult {
+        let tree = forge::tree(left, 1);
+        let request = self.commit(self.info(&[], removed), &[], &tree);
+        let result = submit(world, by, request).await.unwrap();
+        self.accepted(&result, tree);
+        result
+    }
+
+    pub fn read(&self, after_seq: u64) -> ReadLogRequest {
+        ReadLogRequest {
+            group: Some(self.reference()),
+            after_seq,
+            ..ReadLogRequest::default()
+        }
+    }
+}
+
+pub async fn submit(
+    world: &World,
+    by: &Device,
+    request: SubmitCommitRequest,
+) -> Result<CommitResult, Status> {
+    let response = world.client().submit_commit(world.by(by, request)).await?;
+    Ok(response.into_inner().results.remove(0))
+}
+
+pub async fn send(
+    world: &World,
+    by: &Device,
+    request: SendMessageRequest,
+) -> Result<SendMessageResponse, Status> {
+    let response = world.client().send_message(world.by(by, request)).await?;
+    Ok(response.into_inner())
+}
+
+/// The whole log as this device sees it.
+pub async fn log(world: &World, by: &Device, group: &Group) -> Result<Vec<Entry>, Status> {
+    let request = world.by(by, group.read(0));
+    let mut stream = world.client().read_log(request).await?.into_inner();
+    let mut entries = Vec::new();
+    while let Some(part) = stream.message().await? {
+        entries.extend(part.entries.unwrap().entries);
+    }
+    Ok(entries)
+}
