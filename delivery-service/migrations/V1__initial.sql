@@ -172,7 +172,10 @@ CREATE TABLE key_package_claims (
   domain_id smallint NOT NULL,
   device_id uuid NOT NULL,
   claim_id uuid NOT NULL,
+  claimant_domain smallint NOT NULL,
+  claimant_device uuid NOT NULL,
   outcome smallint NOT NULL,
+  last_resort boolean NOT NULL DEFAULT false,
   ref bytea,
   claimed_at timestamptz NOT NULL,
   PRIMARY KEY (device_id, domain_id, claim_id)

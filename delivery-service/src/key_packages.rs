@@ -249,6 +249,8 @@ pub struct PreparedClaim {
     pub devices: Vec<Result<DeviceKey, chancery_proto::common::v1::DeviceRef>>,
     suites: Vec<i32>,
     required: RequiredCapabilities,
+    claimant: DeviceKey,
+    per_hour: u64,
 }
 
 /// Reads a claim.
@@ -257,6 +259,7 @@ pub struct PreparedClaim {
 /// Malformed, `LIMIT_EXCEEDED`.
 pub fn prepare_claim(
     node: &Node,
+    caller: &Caller,
     request: &ClaimKeyPackagesRequest,
 ) -> Result<PreparedClaim, Error> {
     let claim_id = id16("claim_id", &request.claim_id)?;
@@ -290,6 +293,8 @@ pub fn prepare_claim(
         devices,
         suites,
         required: request.required.clone().unwrap_or_default(),
+        claimant: caller.key,
+        per_hour: node.config.limits.claims_per_target_hour_items.into(),
     })
 }
 
@@ -348,13 +353,14 @@ async fn claim_in(
     if device.revoked {
         return Ok((ClaimOutcome::Revoked, None, Some(device.user)));
     }
-    if !store::key_packages::begin_claim(tx, key, claim.claim_id).await? {
+    if !store::key_packages::begin_claim(tx, key, claim.claim_id, claim.claimant).await? {
         return repeat(tx, claim, key, device.user).await;
     }
     let (outcome, package) = take(tx, claim, key).await?;
     let answer = Answer {
         outcome: i16::try_from(outcome as i32).unwrap_or(0),
         reference: package.as_ref().map(|p| p.reference.clone()),
+        last_resort: package.as_ref().is_some_and(|p| p.last_resort),
     };
     store::key_packages::finish_claim(tx, key, claim.claim_id, &answer).await?;
     Ok((outcome, package, Some(device.user)))
@@ -384,7 +390,14 @@ async fn take(
     claim: &PreparedClaim,
     key: DeviceKey,
 ) -> Result<(ClaimOutcome, Option<Stored>), TxError<Error>> {
-    for skip_locked in [true, false] {
+    // Whoever takes too many of one device's gets its last resort instead: nobody can drain a stock alone.
+    let taken = store::key_packages::taken_lately(tx, key, claim.claimant).await?;
+    let passes: &[bool] = if taken < claim.per_hour {
+        &[true, false]
+    } else {
+        &[]
+    };
+    for &skip_locked in passes {
         for suite in &claim.suites {
             let next = store::key_packages::lock_next(tx, key, *suite, skip_locked).await?;
             let Some(package) = next else { continue };

@@ -290,8 +290,9 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<ClaimKeyPackagesRequest>,
     ) -> Result<Response<Self::ClaimKeyPackagesStream>, Status> {
-        self.caller(&request).await?;
-        let claim = key_packages::prepare_claim(&self.node, request.get_ref()).map_err(status)?;
+        let caller = self.caller(&request).await?;
+        let claim =
+            key_packages::prepare_claim(&self.node, &caller, request.get_ref()).map_err(status)?;
         let (claim, node) = (Arc::new(claim), self.node.clone());
         let (sink, answers) = mpsc::channel(1);
         tokio::spawn(async move {

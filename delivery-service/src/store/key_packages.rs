@@ -134,6 +134,8 @@ pub struct Answer {
     pub outcome: i16,
     /// The KeyPackage's ref.
     pub reference: Option<Vec<u8>>,
+    /// It was the last resort.
+    pub last_resort: bool,
 }
 
 /// Takes the place of this claim for this device; false if it was answered before (waits for an equal claim that is under way).
@@ -141,13 +143,45 @@ pub async fn begin_claim(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     claim: Uuid,
+    claimant: DeviceKey,
 ) -> Result<bool, Error> {
-    let sql = "/* key_packages::begin_claim */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, outcome, claimed_at) \
-               VALUES ($1, $2, $3, 0, now()) ON CONFLICT DO NOTHING";
+    let sql = "/* key_packages::begin_claim */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, claimant_domain, \
+               claimant_device, outcome, claimed_at) VALUES ($1, $2, $3, $4, $5, 0, now()) ON CONFLICT DO NOTHING";
     let rows = tx
-        .execute(sql, &[&owner.domain, &owner.device, &claim])
+        .execute(
+            sql,
+            &[
+                &owner.domain,
+                &owner.device,
+                &claim,
+                &claimant.domain,
+                &claimant.device,
+            ],
+        )
         .await?;
     Ok(rows == 1)
+}
+
+/// One-time KeyPackages of `owner` that `claimant` took in the last hour.
+pub async fn taken_lately(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    claimant: DeviceKey,
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::taken_lately */ SELECT count(*) FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 \
+               AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND claimed_at > now() - interval '1 hour'";
+    let row = tx
+        .query_one(
+            sql,
+            &[
+                &owner.domain,
+                &owner.device,
+                &claimant.domain,
+                &claimant.device,
+            ],
+        )
+        .await?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
 /// The first answer to this claim.
@@ -156,13 +190,14 @@ pub async fn answer(
     owner: DeviceKey,
     claim: Uuid,
 ) -> Result<Option<Answer>, Error> {
-    let sql = "/* key_packages::answer */ SELECT outcome, ref FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
+    let sql = "/* key_packages::answer */ SELECT outcome, ref, last_resort FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
     let row = tx
         .query_opt(sql, &[&owner.domain, &owner.device, &claim])
         .await?;
     Ok(row.map(|row| Answer {
         outcome: row.get(0),
         reference: row.get(1),
+        last_resort: row.get(2),
     }))
 }
 
@@ -173,7 +208,7 @@ pub async fn finish_claim(
     claim: Uuid,
     answer: &Answer,
 ) -> Result<u64, Error> {
-    let sql = "/* key_packages::finish_claim */ UPDATE key_package_claims SET outcome = $4, ref = $5 \
+    let sql = "/* key_packages::finish_claim */ UPDATE key_package_claims SET outcome = $4, ref = $5, last_resort = $6 \
                WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
     tx.execute(
         sql,
@@ -183,6 +218,7 @@ pub async fn finish_claim(
             &claim,
             &answer.outcome,
             &answer.reference,
+            &answer.last_resort,
         ],
     )
     .await

@@ -1,0 +1,289 @@
+//! KeyPackages: checked at the door, claimed exactly once over all nodes, never sold again.
+
+mod support;
+
+use std::collections::HashSet;
+
+use chancery_proto::{common::v1::Reason, delivery::v1::*, signed};
+use support::{World, forge::Device, reason};
+use tonic::Status;
+use uuid::Uuid;
+
+async fn publish(
+    world: &World,
+    device: &Device,
+    packages: Vec<Vec<u8>>,
+) -> Result<Vec<Stock>, Status> {
+    let request = PublishKeyPackagesRequest {
+        key_packages: packages.into_iter().map(Into::into).collect(),
+        ..PublishKeyPackagesRequest::default()
+    };
+    let response = world
+        .client()
+        .publish_key_packages(world.by(device, request))
+        .await?;
+    Ok(response.into_inner().stock)
+}
+
+async fn claim(world: &World, node: usize, by: &Device, of: &[&Device], id: Uuid) -> Vec<Claim> {
+    let request = ClaimKeyPackagesRequest {
+        claim_id: id.as_bytes().to_vec().into(),
+        devices: of.iter().map(|d| d.device_ref()).collect(),
+        suites: vec![1],
+        ..ClaimKeyPackagesRequest::default()
+    };
+    let mut client = world.nodes[node].client.clone();
+    let mut stream = client
+        .claim_key_packages(world.by(by, request))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut claims = Vec::new();
+    while let Some(part) = stream.message().await.unwrap() {
+        claims.extend(part.claims);
+    }
+    claims
+}
+
+#[tokio::test]
+async fn what_is_not_the_callers_or_not_valid_is_refused_and_nothing_is_kept() {
+    let world = World::start(1, &[]).await;
+    let (a, b) = (world.device(Uuid::new_v4()), world.device(Uuid::new_v4()));
+    let foreign = support::forge::Authority::new().device(a.user, 30);
+    let good = || a.key_package(1, -60, 3_600, false);
+    let mut tampered = good();
+    *tampered.last_mut().unwrap() ^= 1;
+    let cases = [
+        (
+            b.key_package(1, -60, 3_600, false),
+            Reason::CredentialInvalid,
+        ),
+        (
+            foreign.key_package(1, -60, 3_600, false),
+            Reason::CredentialInvalid,
+        ),
+        (
+            a.key_package(1, -7_200, -3_600, false),
+            Reason::CredentialInvalid,
+        ),
+        (
+            a.key_package(1, 3_600, 7_200, false),
+            Reason::CredentialInvalid,
+        ),
+        (
+            a.key_package(1, -60, 40 * 86_400, false),
+            Reason::CredentialInvalid,
+        ),
+        (
+            a.key_package(1, -60, 100 * 86_400, false),
+            Reason::LimitExceeded,
+        ),
+        (
+            a.key_package(0xFFFF, -60, 3_600, false),
+            Reason::UnknownValue,
+        ),
+        (tampered, Reason::CredentialInvalid),
+        (good()[..50].to_vec(), Reason::Malformed),
+        ([good(), vec![0]].concat(), Reason::Malformed),
+        (vec![0; 16_385], Reason::LimitExceeded),
+    ];
+    for (number, (bad, expected)) in cases.into_iter().enumerate() {
+        let refused = publish(&world, &a, vec![good(), bad]).await.unwrap_err();
+        assert_eq!(reason(&refused), expected, "case {number}: {refused:?}");
+    }
+    let stock = publish(&world, &a, vec![]).await.unwrap();
+    assert_eq!(stock, [], "all or nothing");
+}
+
+#[tokio::test]
+async fn two_nodes_give_each_package_once_and_a_retried_publish_sells_nothing_again() {
+    let world = World::start(2, &[]).await;
+    let target = world.device(Uuid::new_v4());
+    let packages: Vec<Vec<u8>> = (0..24)
+        .map(|_| target.key_package(1, -60, 3_600, false))
+        .collect();
+    publish(&world, &target, packages.clone()).await.unwrap();
+    let claimants: Vec<Device> = (0..30).map(|_| world.device(Uuid::new_v4())).collect();
+    let of = [&target];
+    let claims = claimants
+        .iter()
+        .enumerate()
+        .map(|(n, by)| claim(&world, n % 2, by, &of, Uuid::new_v4()));
+    let answers: Vec<Claim> = futures_util::future::join_all(claims)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    let given: Vec<_> = answers
+        .iter()
+        .filter(|c| c.outcome() == ClaimOutcome::KeyPackage)
+        .map(|c| c.key_package.clone())
+        .collect();
+    assert_eq!(given.len(), 24);
+    assert_eq!(
+        given.iter().collect::<HashSet<_>>().len(),
+        24,
+        "no KeyPackage twice"
+    );
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|c| c.outcome() == ClaimOutcome::Exhausted)
+            .count(),
+        6
+    );
+    publish(&world, &target, packages).await.unwrap();
+    let late = claim(&world, 0, &claimants[0], &[&target], Uuid::new_v4()).await;
+    assert_eq!(late[0].outcome(), ClaimOutcome::Exhausted);
+}
+
+#[tokio::test]
+async fn a_repeated_claim_gets_the_same_answer_for_every_kind_of_answer() {
+    let world = World::start(2, &[]).await;
+    let by = world.device(Uuid::new_v4());
+    let (one_time, last, empty, unknown, revoked) = (
+        world.device(Uuid::new_v4()),
+        world.device(Uuid::new_v4()),
+        world.device(Uuid::new_v4()),
+        world.device(Uuid::new_v4()),
+        world.device(Uuid::new_v4()),
+    );
+    let two = vec![
+        one_time.key_package(1, -60, 3_600, false),
+        one_time.key_package(1, -60, 3_600, false),
+    ];
+    publish(&world, &one_time, two).await.unwrap();
+    publish(&world, &last, vec![last.key_package(1, -60, 3_600, true)])
+        .await
+        .unwrap();
+    publish(&world, &empty, vec![]).await.unwrap();
+    publish(
+        &world,
+        &revoked,
+        vec![revoked.key_package(1, -60, 3_600, true)],
+    )
+    .await
+    .unwrap();
+    world.revoke(&revoked).await;
+    let of = [&one_time, &last, &empty, &unknown, &revoked, &one_time];
+    let id = Uuid::new_v4();
+    let first = claim(&world, 0, &by, &of, id).await;
+    let outcomes: Vec<ClaimOutcome> = first.iter().map(Claim::outcome).collect();
+    use ClaimOutcome::{Exhausted, KeyPackage, Revoked, Unknown};
+    assert_eq!(
+        outcomes,
+        [KeyPackage, KeyPackage, Exhausted, Unknown, Revoked],
+        "one answer for each distinct device"
+    );
+    assert!(first[1].last_resort && !first[0].last_resort);
+    let again = claim(&world, 1, &by, &of, id).await;
+    assert_eq!(first, again);
+    let other = claim(&world, 1, &by, &of, Uuid::new_v4()).await;
+    assert_ne!(first[0].key_package, other[0].key_package);
+    assert_eq!(
+        first[1].key_package, other[1].key_package,
+        "the last resort stays"
+    );
+}
+
+#[tokio::test]
+async fn one_claimant_cannot_drain_a_stock_and_the_owner_is_told() {
+    let world = World::start(1, &["--claims-per-target-hour-items", "3"]).await;
+    let (target, greedy, honest) = (
+        world.device(Uuid::new_v4()),
+        world.device(Uuid::new_v4()),
+        world.device(Uuid::new_v4()),
+    );
+    let mut packages: Vec<Vec<u8>> = (0..6)
+        .map(|_| target.key_package(1, -60, 3_600, false))
+        .collect();
+    packages.push(target.key_package(1, -60, 3_600, true));
+    publish(&world, &target, packages).await.unwrap();
+    let mut last_resorts = 0;
+    for _ in 0..10 {
+        let answer = claim(&world, 0, &greedy, &[&target], Uuid::new_v4()).await;
+        last_resorts += usize::from(answer[0].last_resort);
+    }
+    assert_eq!(last_resorts, 7);
+    let answer = claim(&world, 0, &honest, &[&target], Uuid::new_v4()).await;
+    assert!(!answer[0].last_resort, "others are not affected");
+    let request = world.by(&target, GetKeyPackageStockRequest {});
+    let stock = world
+        .client()
+        .get_key_package_stock(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .stock;
+    assert_eq!((stock[0].one_time, stock[0].last_resort_claims), (2, 7));
+}
+
+#[tokio::test]
+async fn replacing_takes_the_device_keys_word() {
+    let world = World::start(1, &[]).await;
+    let device = world.device(Uuid::new_v4());
+    let old = vec![
+        device.key_package(1, -60, 3_600, false),
+        device.key_package(1, -60, 3_600, false),
+    ];
+    publish(&world, &device, old).await.unwrap();
+    let packages = vec![device.key_package(1, -60, 3_600, false)];
+    let expires = time::OffsetDateTime::now_utc().unix_timestamp() + 60;
+    let content = signed::replace(support::forge::DOMAIN, &[1], &packages, expires);
+    let request = |signature: Vec<u8>| PublishKeyPackagesRequest {
+        key_packages: packages.iter().cloned().map(Into::into).collect(),
+        replace_suites: vec![1],
+        replace_signature: signature.into(),
+        replace_expires_at: expires,
+    };
+    let unsigned = world.by(&device, request(vec![0; 64]));
+    let refused = world
+        .client()
+        .publish_key_packages(unsigned)
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&refused), Reason::ProofInvalid);
+    let signature = device.sign(&signed::to_be_signed(signed::REPLACE, &content));
+    let good = world.by(&device, request(signature));
+    let stock = world
+        .client()
+        .publish_key_packages(good)
+        .await
+        .unwrap()
+        .into_inner()
+        .stock;
+    assert_eq!(stock[0].one_time, 1);
+}
+
+#[tokio::test]
+async fn ten_thousand_devices_may_be_claimed_at_once_and_one_more_is_refused() {
+    let world = World::start(1, &[]).await;
+    let by = world.device(Uuid::new_v4());
+    let reference = |_| chancery_proto::common::v1::DeviceRef {
+        domain: support::forge::DOMAIN.into(),
+        id: Uuid::new_v4().as_bytes().to_vec().into(),
+    };
+    let request = |devices: usize| ClaimKeyPackagesRequest {
+        claim_id: vec![1; 16].into(),
+        devices: (0..devices).map(reference).collect(),
+        suites: vec![1],
+        ..ClaimKeyPackagesRequest::default()
+    };
+    let refused = world
+        .client()
+        .claim_key_packages(world.by(&by, request(10_001)))
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&refused), Reason::LimitExceeded);
+    let mut stream = world
+        .client()
+        .claim_key_packages(world.by(&by, request(10_000)))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut answered = 0;
+    while let Some(part) = stream.message().await.unwrap() {
+        answered += part.claims.len();
+    }
+    assert_eq!(answered, 10_000);
+}
