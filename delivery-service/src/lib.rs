@@ -106,7 +106,7 @@ pub async fn serve(
         .max_decoding_message_size(request_bytes);
     serve_grpc(
         listeners.public,
-        Services::new().add(service),
+        Services::new().with_service(service),
         ServerOptions::new("ds"),
         shutdown,
     )

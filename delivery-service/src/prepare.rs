@@ -630,7 +630,7 @@ async fn introducer(
     let holds = introduction.expires_at >= now
         && nodes
             .iter()
-            .filter(|(index, _)| index % 2 == 0)
+            .filter(|(index, _)| index.is_multiple_of(2))
             .any(|(_, bytes)| {
                 leaf_of(bytes).is_some_and(|leaf| {
                     let named = leaf
@@ -747,7 +747,7 @@ pub async fn group(
 async fn check_only_leaf(node: &Node, caller: &Caller, tree: &Tree) -> Result<(), Error> {
     let leaves: Vec<&[u8]> = tree
         .nodes()
-        .filter(|(index, _)| index % 2 == 0)
+        .filter(|(index, _)| index.is_multiple_of(2))
         .map(|(_, node)| node)
         .collect();
     let [only] = leaves.as_slice() else {
