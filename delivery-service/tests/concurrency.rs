@@ -1,4 +1,5 @@
 //! Many at once, and a database that goes away: the log is audited afterwards.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The rules of the wire contract through a real client, a real server and a real database.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod support;
 

@@ -53,7 +53,11 @@ impl Tree {
             .ok()
             .and_then(|index| self.nodes.get_mut(index))
             .ok_or(Malformed("node index"))?;
-        let expected = if index.is_multiple_of(2) { LEAF } else { PARENT };
+        let expected = if index.is_multiple_of(2) {
+            LEAF
+        } else {
+            PARENT
+        };
         match node {
             None => *slot = None,
             Some([1, kind, ..]) if *kind == expected => *slot = node.map(<[u8]>::to_vec),

@@ -1,4 +1,5 @@
 //! The keyless readers against a real MLS implementation, in every suite whose hash and signatures they know.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use chancery_proto::{
     commit_info::{CommitInfo, MessageData},

@@ -1,0 +1,391 @@
+//! `Group::decide` against a naive model that keeps the whole history: the same commands, the same answers.
+
+use delivery_service::group::*;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+const DEVICES: u128 = 4;
+
+fn key(n: u128) -> DeviceKey {
+    DeviceKey {
+        domain: 1,
+        device: Uuid::from_u128(n),
+    }
+}
+
+/// Two devices belong to one user.
+fn user(n: u128) -> Uuid {
+    Uuid::from_u128(100 + n / 2)
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Send {
+        by: u128,
+        lag: u64,
+        proposal: bool,
+    },
+    Commit {
+        by: u128,
+        lag: u64,
+        adds: Option<u128>,
+        removes: Option<u128>,
+    },
+    Resync {
+        by: u128,
+    },
+    Repeat {
+        of: usize,
+    },
+    Revoke {
+        device: u128,
+    },
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let device = 0..DEVICES;
+    let op = prop_oneof![
+        4 => (device.clone(), 0..4u64, any::<bool>()).prop_map(|(by, lag, proposal)| Op::Send { by, lag, proposal }),
+        4 => (device.clone(), 0..2u64, prop::option::of(device.clone()), prop::option::of(device.clone()))
+            .prop_map(|(by, lag, adds, removes)| Op::Commit { by, lag, adds, removes }),
+        1 => device.clone().prop_map(|by| Op::Resync { by }),
+        2 => (0..20usize).prop_map(|of| Op::Repeat { of }),
+        1 => device.prop_map(|device| Op::Revoke { device }),
+    ];
+    prop::collection::vec(op, 1..40)
+}
+
+/// One accepted entry as the model remembers it.
+#[derive(Debug, Clone)]
+struct Past {
+    command: Command,
+    by: u128,
+    hash: [u8; 32],
+    seq: u64,
+    epoch_seq: u64,
+}
+
+/// The naive model: everything that ever happened, searched from the beginning each time.
+struct Model {
+    log: Vec<Past>,
+    /// `epoch_seq` of each epoch number.
+    epochs: Vec<u64>,
+    /// `(device, joined, removed)`.
+    intervals: Vec<(u128, u64, Option<u64>)>,
+    revoked: Vec<u128>,
+    last_removal: u64,
+    head: Head,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            log: Vec::new(),
+            epochs: vec![0],
+            intervals: vec![(0, 0, None)],
+            revoked: Vec::new(),
+            last_removal: 0,
+            head: Head {
+                open: true,
+                seq: 0,
+                epoch: 0,
+                epoch_seq: 0,
+                floor_seq: 0,
+                settled_seq: 0,
+                pending_removals: 0,
+                committer: None,
+                past_epochs: 1,
+                external_join: ExternalJoin::Resync,
+                chain: [0; 32],
+                last_at: 0,
+            },
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epochs.len() as u64 - 1
+    }
+
+    fn member(&self, n: u128) -> Option<Membership> {
+        self.intervals
+            .iter()
+            .find(|(device, _, removed)| *device == n && removed.is_none())
+            .map(|(_, joined_seq, _)| Membership {
+                user: user(n),
+                joined_seq: *joined_seq,
+            })
+    }
+
+    fn may_read(&self, n: u128, seq: u64) -> bool {
+        self.intervals
+            .iter()
+            .any(|(device, from, to)| *device == n && *from <= seq && to.is_none_or(|to| seq <= to))
+    }
+
+    fn group(&self, by: u128, hash: [u8; 32]) -> Group {
+        let prior = self.log.iter().find(|p| p.hash == hash).map(|p| Prior {
+            seq: p.seq,
+            epoch: 0,
+            epoch_seq: p.epoch_seq,
+            kind: 4,
+            content_hash: p.hash,
+            chain: [0; 32],
+            accepted_at: 0,
+            readable: self.may_read(by, p.seq),
+        });
+        Group {
+            head: self.head.clone(),
+            caller: self.member(by),
+            caller_revoked: self.revoked.contains(&by),
+            prior,
+        }
+    }
+
+    /// Members that were revoked and are still in.
+    fn pending(&self) -> Vec<DeviceKey> {
+        (0..DEVICES)
+            .filter(|n| self.revoked.contains(n) && self.member(*n).is_some())
+            .map(key)
+            .collect()
+    }
+
+    fn command(&self, op: &Op, hash: [u8; 32]) -> Option<(u128, Command)> {
+        let named = |lag: u64| {
+            let epoch = self.epoch().checked_sub(lag)?;
+            Some((epoch, self.epochs[usize::try_from(epoch).ok()?]))
+        };
+        let commit = |by: u128,
+                      (epoch, epoch_seq): (u64, u64),
+                      kind,
+                      added: Vec<u128>,
+                      removed: Vec<u128>| {
+            let stays = |n: &u128| *n != by && !removed.contains(n) && self.member(*n).is_some();
+            Command::Commit(Commit {
+                device: key(by),
+                user: user(by),
+                content_hash: hash,
+                kind,
+                epoch,
+                epoch_seq,
+                winner_seq: self
+                    .epochs
+                    .get(usize::try_from(epoch).expect("few epochs") + 1)
+                    .copied(),
+                added: added
+                    .iter()
+                    .map(|n| Added {
+                        key: key(*n),
+                        user: user(*n),
+                        known_user: Some(user(*n)),
+                        revoked: self.revoked.contains(n),
+                        member: self.member(*n).is_some(),
+                    })
+                    .collect(),
+                removed: removed
+                    .iter()
+                    .map(|n| Removed {
+                        key: key(*n),
+                        user: user(*n),
+                        member_user: self.member(*n).map(|m| m.user),
+                    })
+                    .collect(),
+                proposals_known: true,
+                seen_seq: self.head.seq,
+                seen_chain_fits: true,
+                revoked_members: self.pending(),
+                welcomed: if kind == CommitKind::Member {
+                    added.iter().map(|n| Some(key(*n))).collect()
+                } else {
+                    vec![]
+                },
+                group_info_fits: true,
+                tree_fits: true,
+                other_users: (0..DEVICES).any(|n| stays(&n) && user(n) != user(by)),
+                other_devices: (0..DEVICES).any(|n| stays(&n)),
+            })
+        };
+        match op {
+            Op::Send { by, lag, proposal } => {
+                let (epoch, epoch_seq) = named(*lag)?;
+                let send = Send {
+                    device: key(*by),
+                    content_hash: hash,
+                    proposal: *proposal,
+                    epoch,
+                    epoch_seq,
+                    named_epoch: Some(epoch),
+                };
+                Some((*by, Command::Send(send)))
+            }
+            Op::Commit {
+                by,
+                lag,
+                adds,
+                removes,
+            } => {
+                let lists = (
+                    adds.iter().copied().collect(),
+                    removes.iter().copied().collect(),
+                );
+                Some((
+                    *by,
+                    commit(*by, named(*lag)?, CommitKind::Member, lists.0, lists.1),
+                ))
+            }
+            Op::Resync { by } => {
+                let old = self.member(*by).map(|_| *by).into_iter().collect();
+                let kind = CommitKind::External { introduced: false };
+                Some((*by, commit(*by, named(0)?, kind, vec![*by], old)))
+            }
+            Op::Repeat { of } => {
+                let past = self.log.get(*of)?;
+                Some((past.by, past.command.clone()))
+            }
+            Op::Revoke { .. } => None,
+        }
+    }
+
+    /// What the contract says, in the order in which it says it.
+    fn expect(&self, by: u128, command: &Command) -> Result<(), &'static str> {
+        let hash = match command {
+            Command::Send(s) => s.content_hash,
+            Command::Commit(c) => c.content_hash,
+        };
+        if let Some(past) = self.log.iter().find(|p| p.hash == hash)
+            && self.may_read(by, past.seq)
+        {
+            return Err("replay");
+        }
+        if self.revoked.contains(&by) {
+            return Err("revoked");
+        }
+        if self.member(by).is_none() {
+            return Err("not found");
+        }
+        match command {
+            Command::Send(send) => self.expect_send(send),
+            Command::Commit(commit) => self.expect_commit(by, commit),
+        }
+    }
+
+    fn expect_send(&self, send: &Send) -> Result<(), &'static str> {
+        let lag = self.epoch() - send.epoch;
+        if send.proposal && lag > 0 {
+            return Err("stale");
+        }
+        if lag > 1 || send.epoch_seq < self.last_removal {
+            return Err("too old");
+        }
+        if !send.proposal && !self.pending().is_empty() {
+            return Err("pending");
+        }
+        Ok(())
+    }
+
+    fn expect_commit(&self, by: u128, commit: &Commit) -> Result<(), &'static str> {
+        if commit.epoch != self.epoch() {
+            return Err("stale");
+        }
+        let external = matches!(commit.kind, CommitKind::External { .. });
+        let removed: Vec<DeviceKey> = commit.removed.iter().map(|r| r.key).collect();
+        if !external && self.pending().iter().any(|p| !removed.contains(p)) {
+            return Err("pending");
+        }
+        let bad_remove = commit.removed.iter().any(|r| r.member_user.is_none());
+        let bad_add = commit
+            .added
+            .iter()
+            .any(|a| a.revoked || (a.member && !removed.contains(&a.key)));
+        let self_remove = !external && removed.contains(&key(by));
+        if bad_remove || bad_add || self_remove {
+            return Err("commit info");
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, by: u128, command: &Command, append: &Append) {
+        self.head = append.head.clone();
+        let (hash, epoch_seq) = match command {
+            Command::Send(s) => (s.content_hash, s.epoch_seq),
+            Command::Commit(c) => (c.content_hash, c.epoch_seq),
+        };
+        self.log.push(Past {
+            command: command.clone(),
+            by,
+            hash,
+            seq: append.seq,
+            epoch_seq,
+        });
+        let Command::Commit(commit) = command else {
+            return;
+        };
+        for removed in &commit.removed {
+            let open = self
+                .intervals
+                .iter_mut()
+                .find(|(d, _, end)| key(*d) == removed.key && end.is_none());
+            open.expect("a removed device is a member").2 = Some(append.seq);
+            if removed.key != commit.device {
+                self.last_removal = append.seq;
+            }
+        }
+        for added in &commit.added {
+            self.intervals
+                .push((added.key.device.as_u128(), append.seq, None));
+        }
+        self.epochs.push(append.seq);
+        self.head.pending_removals = u32::try_from(self.pending().len()).expect("few devices");
+    }
+}
+
+fn name(rejection: &Rejection) -> &'static str {
+    match rejection {
+        Rejection::NotFound => "not found",
+        Rejection::DeviceRevoked => "revoked",
+        Rejection::StaleEpoch { .. } => "stale",
+        Rejection::EpochTooOld { .. } => "too old",
+        Rejection::PendingRemoval { .. } => "pending",
+        Rejection::CommitInfo(_) => "commit info",
+        _ => "unexpected",
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn decide_says_what_the_contract_says(ops in ops()) {
+        let mut model = Model::new();
+        for (number, op) in ops.iter().enumerate() {
+            if let Op::Revoke { device } = op {
+                model.revoked.push(*device);
+                model.head.pending_removals = u32::try_from(model.pending().len()).expect("few devices");
+                continue;
+            }
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&(number as u64 + 1).to_be_bytes());
+            let Some((by, command)) = model.command(op, hash) else { continue };
+            let hash = match &command { Command::Send(s) => s.content_hash, Command::Commit(c) => c.content_hash };
+            let before = model.head.clone();
+            let now = i64::try_from(number).expect("few steps") % 7;
+            let decided = model.group(by, hash).decide(&command, now);
+            match (model.expect(by, &command), decided) {
+                (Err("replay"), Ok(Decision::Replay(prior))) => {
+                    prop_assert!(model.log.iter().any(|p| p.hash == hash && p.seq == prior.seq));
+                }
+                (Ok(()), Ok(Decision::Append(append))) => {
+                    prop_assert_eq!(append.seq, before.seq + 1, "dense");
+                    prop_assert!(append.accepted_at >= before.last_at, "time never runs back");
+                    let commits = matches!(command, Command::Commit(_));
+                    prop_assert_eq!(append.head.epoch, before.epoch + u64::from(commits), "one epoch for each Commit");
+                    prop_assert!(append.head.settled_seq >= before.settled_seq, "settled stays settled");
+                    prop_assert_eq!(append.head.committer.is_none(), append.head.settled_seq == append.head.epoch_seq);
+                    let append = Append { head: Head { last_at: append.accepted_at, ..append.head.clone() }, ..append };
+                    model.apply(by, &command, &append);
+                }
+                (Err(expected), Err(rejection)) => prop_assert_eq!(name(&rejection), expected),
+                (expected, decided) => prop_assert!(false, "{:?}: expected {:?}, decided {:?}", command, expected, decided),
+            }
+        }
+    }
+}
