@@ -103,7 +103,12 @@ pub async fn check_cursor(
     chain: Option<[u8; 32]>,
     head_seq: u64,
 ) -> Result<(), Error> {
-    let changed = || Error::Rejected(crate::group::Rejection::HistoryChanged);
+    // A stream follows many groups: the client must learn which one to stop.
+    let changed = || Error::Refused {
+        reason: Reason::HistoryChanged,
+        text: "this is not the log that the client saw".into(),
+        metadata: vec![("group", hex(group))],
+    };
     if seq > head_seq {
         return Err(changed());
     }
@@ -119,6 +124,11 @@ pub async fn check_cursor(
     } else {
         Err(changed())
     }
+}
+
+/// A group's text form.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// One frame of entries of a span.

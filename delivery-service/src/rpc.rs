@@ -1,25 +1,19 @@
 //! The tonic trait: decode, know the caller, run the use case, encode. No SQL, no decisions.
 
+mod queries;
+
 use std::{pin::Pin, sync::Arc};
 
-use chancery_proto::{
-    common::v1::Reason,
-    delivery::v1::{delivery_service_server::DeliveryService, *},
-    suite,
-};
+use chancery_proto::delivery::v1::{delivery_service_server::DeliveryService, *};
 use futures_util::Stream;
-use service_kit::{db::DbError, lifecycle::Shutdown};
+use service_kit::lifecycle::Shutdown;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    caller::Caller,
-    create,
-    error::{Error, status},
-    inbox, key_packages,
-    node::Node,
-    prepare, read, store, submit, subscribe,
+    caller::Caller, create, error::status, inbox, key_packages, node::Node, prepare, read, submit,
+    subscribe,
 };
 
 /// The service on one node.
@@ -31,12 +25,8 @@ pub struct Rpc {
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Members in one part of a roster.
-const ROSTER_PART: usize = 1_000;
 /// Claims in one part of an answer: 64 KeyPackages of the largest size stay below 2 MiB.
 const CLAIM_PART: usize = 64;
-/// Nodes' bytes in one part of a tree.
-const TREE_PART_BYTES: usize = 128 * 1024;
 
 fn parts<T: Send + 'static>(parts: Vec<T>) -> Answers<T> {
     Box::pin(tokio_stream::iter(parts.into_iter().map(Ok)))
@@ -54,185 +44,6 @@ impl Rpc {
             .admit(request.metadata(), &self.node.db)
             .await
             .map_err(status)
-    }
-
-    async fn info(&self) -> Result<GetServiceInfoResponse, Error> {
-        let config = &self.node.config;
-        let client = self.node.db.client().await?;
-        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
-        let incarnation = store::groups::incarnation(&**client)
-            .await
-            .map_err(DbError::from)?;
-        let suites = config.suites.iter().map(|code| Suite {
-            code: u32::from(*code),
-            name: suite::Suite::from_code(*code)
-                .map(|suite| suite.name().to_owned())
-                .unwrap_or_default(),
-            status: SuiteStatus::Allowed.into(),
-        });
-        Ok(GetServiceInfoResponse {
-            domain: config.domain.clone(),
-            limits: config.limits.published(),
-            suites: suites.collect(),
-            retention_days: config.limits.retention_days.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            server_time_micros: now,
-            incarnation: incarnation.as_bytes().to_vec().into(),
-            auth_domains: self.node.domains.names(),
-            clock_leeway_seconds: config.clock_leeway_seconds.into(),
-        })
-    }
-
-    async fn tree(
-        &self,
-        caller: &Caller,
-        request: &FetchTreeRequest,
-    ) -> Result<Vec<FetchTreeResponse>, Error> {
-        let group = read::group_id(&self.node, request.group.as_ref())?;
-        let view = read::view(&self.node, caller, group).await?;
-        let epoch_seq = match request.current {
-            true => view.head.epoch_seq,
-            false => request.epoch_seq,
-        };
-        if !view.holds(epoch_seq) || (request.current && !view.member()) {
-            return Err(Error::no_group());
-        }
-        let client = self.node.db.client().await?;
-        let epoch = store::groups::epoch(&**client, &view.group, epoch_seq)
-            .await
-            .map_err(DbError::from)?
-            .ok_or_else(|| Error::refused(Reason::UnknownValue, "epoch_seq names no epoch"))?;
-        let nodes = store::tree::at(&**client, &view.group, epoch_seq)
-            .await
-            .map_err(DbError::from)?;
-        let part = || FetchTreeResponse {
-            epoch_seq,
-            tree_width: epoch.tree_width,
-            nodes: Vec::new(),
-        };
-        let mut answers = vec![part()];
-        let mut bytes = 0;
-        for (index, node) in nodes {
-            bytes += node.len();
-            if bytes > TREE_PART_BYTES {
-                answers.push(part());
-                bytes = node.len();
-            }
-            if let Some(last) = answers.last_mut() {
-                last.nodes.push(TreeNode {
-                    index,
-                    node: Some(node.into()),
-                });
-            }
-        }
-        Ok(answers)
-    }
-
-    async fn group_info(
-        &self,
-        caller: &Caller,
-        request: &GetGroupInfoRequest,
-    ) -> Result<GetGroupInfoResponse, Error> {
-        let group = read::group_id(&self.node, request.group.as_ref())?;
-        let view = read::view(&self.node, caller, group).await?;
-        if !view.member() {
-            return Err(Error::no_group());
-        }
-        let client = self.node.db.client().await?;
-        let epoch = store::groups::epoch(&**client, &view.group, view.head.epoch_seq)
-            .await
-            .map_err(DbError::from)?
-            .ok_or(Error::Corrupt("the current epoch is missing"))?;
-        let created = store::groups::created(&**client, &view.group)
-            .await
-            .map_err(DbError::from)?
-            .ok_or(Error::Corrupt("the group's row is missing"))?;
-        Ok(GetGroupInfoResponse {
-            group_info: epoch.group_info.into(),
-            epoch: epoch.epoch,
-            epoch_seq: epoch.epoch_seq,
-            head_seq: view.head.seq,
-            chain: view.head.chain.to_vec().into(),
-            group_state_hash: epoch.group_state_hash.into(),
-            suite: u32::try_from(created.suite).unwrap_or(0),
-        })
-    }
-
-    async fn roster(
-        &self,
-        caller: &Caller,
-        request: &GetGroupRequest,
-    ) -> Result<Vec<GetGroupResponse>, Error> {
-        let group = read::group_id(&self.node, request.group.as_ref())?;
-        let view = read::view(&self.node, caller, group).await?;
-        let at_seq = match request.at_seq {
-            0 => view.head.seq,
-            seq => seq,
-        };
-        if !view.holds(at_seq) {
-            return Err(Error::no_group());
-        }
-        let client = self.node.db.client().await?;
-        let members = store::roster::as_of(&**client, &view.group, at_seq)
-            .await
-            .map_err(DbError::from)?;
-        let created = store::groups::created(&**client, &view.group)
-            .await
-            .map_err(DbError::from)?
-            .ok_or(Error::Corrupt("the group's row is missing"))?;
-        let members: Vec<Member> = members
-            .into_iter()
-            .map(|m| Member {
-                device: Some(self.node.domains.device_ref(m.key)),
-                user: Some(self.node.domains.user_ref(m.key.domain, m.user)),
-                joined_seq: m.joined_seq,
-                pending_removal: m.pending,
-            })
-            .collect();
-        let mut answers: Vec<GetGroupResponse> = members
-            .chunks(ROSTER_PART)
-            .map(|part| GetGroupResponse {
-                members: part.to_vec(),
-                ..GetGroupResponse::default()
-            })
-            .collect();
-        if answers.is_empty() {
-            answers.push(GetGroupResponse::default());
-        }
-        answers[0].state = Some(read::state(&self.node, &view.group, &view.head));
-        answers[0].suite = u32::try_from(created.suite).unwrap_or(0);
-        answers[0].healthy = view.head.open;
-        Ok(answers)
-    }
-
-    async fn groups(&self, caller: &Caller) -> Result<Vec<ListGroupsResponse>, Error> {
-        let client = self.node.db.client().await?;
-        let groups = store::roster::groups_of(&**client, caller.key)
-            .await
-            .map_err(DbError::from)?;
-        drop(client);
-        let mut summaries = Vec::new();
-        for group in groups {
-            let view = read::view(&self.node, caller, group).await?;
-            let Some(last) = view.intervals.last() else {
-                continue;
-            };
-            summaries.push(GroupSummary {
-                group: Some(read::group_ref(&self.node, &view.group)),
-                state: view
-                    .member()
-                    .then(|| read::state(&self.node, &view.group, &view.head)),
-                joined_seq: last.joined_seq,
-                removed_seq: last.removed_seq.unwrap_or(0),
-                closed: !view.head.open,
-            });
-        }
-        Ok(summaries
-            .chunks(ROSTER_PART)
-            .map(|part| ListGroupsResponse {
-                groups: part.to_vec(),
-            })
-            .collect())
     }
 }
 

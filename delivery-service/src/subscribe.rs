@@ -30,6 +30,7 @@ type Sink = mpsc::Sender<Result<Frame, Status>>;
 #[derive(Debug, Clone, Default)]
 struct Reader {
     after: u64,
+    /// What the client says the chain is at `after`; gone once it was checked.
     chain: Option<[u8; 32]>,
     /// `Ended` was sent; a later join goes on from there.
     ended: bool,
@@ -249,6 +250,9 @@ impl Stream {
             return Err(Error::no_group().into());
         };
         read::check_cursor(&self.node, group, reader.after, reader.chain, view.head.seq).await?;
+        if let Some(reader) = self.readers.get_mut(group) {
+            reader.chain = None;
+        }
         let Some(span) = read::next_span(&view.intervals, reader.after, view.head.seq) else {
             return self.nothing_new(group, &view).await;
         };
@@ -258,7 +262,7 @@ impl Stream {
         };
         let reader = Reader {
             after: last.seq,
-            chain: <[u8; 32]>::try_from(last.chain.as_ref()).ok(),
+            chain: None,
             ended: false,
         };
         self.readers.insert(group.to_vec(), reader);

@@ -212,7 +212,12 @@ async fn a_restored_older_database_is_history_changed_for_everybody() {
             match stream.message().await {
                 Ok(Some(_)) => {}
                 Ok(None) => panic!("the stream ended without a status"),
-                Err(status) => return reason(&status),
+                Err(status) => {
+                    let refusal = Refusal::from_status(&status);
+                    let hex: String = group.id.iter().map(|b| format!("{b:02x}")).collect();
+                    assert_eq!(refusal.metadata["group"], hex, "which group to stop");
+                    return refusal.reason.unwrap();
+                }
             }
         }
     };

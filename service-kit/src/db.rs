@@ -15,16 +15,20 @@ use tokio_postgres::{NoTls, config::SslMode, error::SqlState};
 #[command(next_help_heading = "Database pool")]
 pub struct PoolOptions {
     /// Connections of this node.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, env = "CHANCERY_POOL_CONNECTIONS_ITEMS", default_value_t = 16)]
     pub pool_connections_items: usize,
     /// How long a request waits for a connection before it is told to come back.
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, env = "CHANCERY_POOL_WAIT_MILLIS", default_value_t = 2_000)]
     pub pool_wait_millis: u64,
     /// How long a statement may wait for a row lock.
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, env = "CHANCERY_LOCK_TIMEOUT_MILLIS", default_value_t = 5_000)]
     pub lock_timeout_millis: u64,
     /// How long a statement may take.
-    #[arg(long, default_value_t = 30_000)]
+    #[arg(
+        long,
+        env = "CHANCERY_STATEMENT_TIMEOUT_MILLIS",
+        default_value_t = 30_000
+    )]
     pub statement_timeout_millis: u64,
 }
 

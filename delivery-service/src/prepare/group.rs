@@ -1,0 +1,107 @@
+//! A new group.
+
+use chancery_proto::{
+    common::v1::Reason, content_hash::ContentHasher, delivery::v1::CreateGroupRequest, tree::Tree,
+};
+use service_kit::db::DbError;
+
+use super::{
+    group_info, hash_tree, join_of,
+    leaf::{leaf_is_callers, leaf_of},
+    new_tree, tree_fits,
+};
+use crate::{caller::Caller, error::Error, group::ExternalJoin, node::Node, read, store};
+
+/// A group ready to be created.
+#[derive(Debug, Clone)]
+pub struct PreparedGroup {
+    /// Its id.
+    pub group: Vec<u8>,
+    /// Its cipher suite.
+    pub suite: u16,
+    /// SHA-256 over the request.
+    pub content_hash: [u8; 32],
+    /// MLSMessage(GroupInfo).
+    pub group_info: Vec<u8>,
+    /// Its first epoch: need not be 0.
+    pub epoch: u64,
+    /// Its state's hash.
+    pub group_state_hash: [u8; 32],
+    /// From its policy.
+    pub past_epochs: u64,
+    /// From its policy.
+    pub external_join: ExternalJoin,
+    /// Leaves.
+    pub tree_width: u32,
+    /// Nodes that are not blank.
+    pub tree: Vec<store::tree::Node>,
+}
+
+/// Reads a CreateGroup request: a group of exactly the caller.
+///
+/// # Errors
+/// Malformed, `GROUP_INFO_MISMATCH`, `TREE_MISMATCH`, `CREDENTIAL_INVALID`, `UNKNOWN_VALUE` for a suite that is not allowed or a reserved field.
+pub async fn group(
+    node: &Node,
+    caller: &Caller,
+    request: &CreateGroupRequest,
+) -> Result<PreparedGroup, Error> {
+    let group = read::group_id(node, request.group.as_ref())?;
+    if request.replaces.is_some() || request.parent.is_some() || request.paired_group.is_some() {
+        return Err(Error::refused(
+            Reason::UnknownValue,
+            "replaces, parent and paired_group are reserved",
+        ));
+    }
+    let suite = u16::try_from(request.suite)
+        .ok()
+        .filter(|suite| node.config.suites.contains(suite))
+        .ok_or_else(|| Error::refused(Reason::UnknownValue, "suite"))?;
+    let info = group_info(node, &request.group_info)?;
+    let mismatch = |why: &str| Error::refused(Reason::GroupInfoMismatch, why);
+    if info.group_id != group || info.suite != suite {
+        return Err(mismatch("the GroupInfo is of another group or suite"));
+    }
+    let policy = info.policy().map_err(|e| mismatch(e.0))?;
+    if policy.home_domain != node.config.domain {
+        return Err(mismatch("the policy names another home domain"));
+    }
+    let tree = new_tree(node, None, request.tree.as_ref())?;
+    if !tree_fits(&tree, &info) {
+        return Err(Error::Rejected(crate::group::Rejection::TreeMismatch));
+    }
+    check_only_leaf(node, caller, &tree).await?;
+    let hasher = ContentHasher::new("CreateGroup")
+        .field(1, &group)
+        .number(2, u64::from(request.suite))
+        .field(3, &request.group_info);
+    Ok(PreparedGroup {
+        suite,
+        content_hash: hash_tree(hasher, request.tree.as_ref()).finish(),
+        group_info: request.group_info.to_vec(),
+        epoch: info.epoch,
+        group_state_hash: info.group_state_hash(),
+        past_epochs: policy.past_epochs.into(),
+        external_join: join_of(policy.external_join),
+        tree_width: tree.width(),
+        tree: tree.nodes().map(|(i, n)| (i, Some(n.to_vec()))).collect(),
+        group,
+    })
+}
+
+async fn check_only_leaf(node: &Node, caller: &Caller, tree: &Tree) -> Result<(), Error> {
+    let leaves: Vec<&[u8]> = tree
+        .nodes()
+        .filter(|(index, _)| index.is_multiple_of(2))
+        .map(|(_, node)| node)
+        .collect();
+    let [only] = leaves.as_slice() else {
+        return Err(Error::malformed("tree", "a new group has exactly one leaf"));
+    };
+    let leaf = leaf_of(only).ok_or_else(|| Error::malformed("tree", "the leaf does not parse"))?;
+    let client = node.db.client().await?;
+    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    drop(client);
+    leaf_is_callers(node, caller, &leaf, now)?;
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Leaves: whose they are, and what is signed with their keys.
+
+use chancery_proto::{
+    common::v1::Reason, delivery::v1::CommitBundle, leaf::LeafNode, policy::POLICY_EXTENSION,
+    signed,
+};
+use service_kit::db::DbError;
+
+use crate::{caller::Caller, error::Error, group::DeviceKey, node::Node, store};
+
+/// What is wrong with an external Commit, found before the lock and said only if nothing else is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExternalFault {
+    /// Its signature does not verify.
+    Signature,
+}
+
+impl ExternalFault {
+    /// As a refusal.
+    pub fn error(self) -> Error {
+        match self {
+            Self::Signature => Error::refused(
+                Reason::CredentialInvalid,
+                "the external Commit's signature does not verify",
+            ),
+        }
+    }
+}
+
+/// An external joiner's leaf is the caller's: certificate, identity and key; and it can read the group's policy.
+pub(super) async fn check_external_leaf(
+    node: &Node,
+    caller: &Caller,
+    leaf: &LeafNode,
+) -> Result<(), Error> {
+    if !leaf.capabilities.extensions.contains(&POLICY_EXTENSION) {
+        return Err(Error::refused(
+            Reason::CredentialInvalid,
+            "the leaf does not advertise the policy extension 0xF1C0",
+        ));
+    }
+    let client = node.db.client().await?;
+    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    leaf_is_callers(node, caller, leaf, now).map(|_| ())
+}
+
+/// Certificate chain, identity and key of a leaf.
+///
+/// # Errors
+/// `CREDENTIAL_INVALID`.
+pub(crate) fn leaf_is_callers(
+    node: &Node,
+    caller: &Caller,
+    leaf: &LeafNode,
+    now: i64,
+) -> Result<chancery_proto::certificate::DeviceCertificate, Error> {
+    let invalid = |why: String| Error::refused(Reason::CredentialInvalid, why);
+    let der = leaf.certificate().map_err(|e| invalid(e.to_string()))?;
+    let issuer = node
+        .issuers
+        .get(&caller.domain)
+        .ok_or_else(|| invalid("the Authentication Service was not heard yet".into()))?;
+    let certificate = issuer
+        .anchors
+        .verify_device(der, now)
+        .map_err(|e| invalid(e.to_string()))?;
+    let same = certificate.domain == caller.domain
+        && certificate.device == caller.key.device
+        && certificate.user == caller.user;
+    if !same {
+        return Err(invalid("the certificate is another device's".into()));
+    }
+    if certificate.public_key != leaf.signature_key {
+        return Err(invalid("the leaf's key is not the certificate's".into()));
+    }
+    Ok(certificate)
+}
+
+/// The introducing device, where its signature holds up. Its key is that of its own leaf in the stored tree, so that no directory is asked.
+pub(super) async fn introducer(
+    node: &Node,
+    caller: &Caller,
+    bundle: &CommitBundle,
+    group: &[u8],
+) -> Result<Option<DeviceKey>, Error> {
+    let Some(introduction) = &bundle.introduction else {
+        return Ok(None);
+    };
+    let device_ref = introduction
+        .introducer
+        .as_ref()
+        .ok_or_else(|| Error::malformed("introduction.introducer", "missing"))?;
+    let introducer = node.domains.device("introduction.introducer", device_ref)?;
+    let client = node.db.client().await?;
+    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let content = signed::introduction(
+        (&caller.domain, caller.key.device.as_bytes()),
+        &introduction.key,
+        (&node.config.domain, group),
+        introduction.expires_at,
+    );
+    let Some(head) = store::groups::head(&**client, group)
+        .await
+        .map_err(DbError::from)?
+    else {
+        return Err(Error::no_group());
+    };
+    let nodes = store::tree::at(&**client, group, head.epoch_seq)
+        .await
+        .map_err(DbError::from)?;
+    let holds = introduction.expires_at >= now
+        && nodes
+            .iter()
+            .filter(|(index, _)| index.is_multiple_of(2))
+            .any(|(_, bytes)| {
+                leaf_of(bytes).is_some_and(|leaf| {
+                    let named = leaf
+                        .certificate()
+                        .ok()
+                        .and_then(|der| chancery_proto::certificate::read_device(der).ok())
+                        .is_some_and(|c| {
+                            c.device == introducer.device && c.domain == device_ref.domain
+                        });
+                    named
+                        && signed::verify(
+                            &leaf.signature_key,
+                            signed::INTRODUCTION,
+                            &content,
+                            &introduction.signature,
+                        )
+                })
+            });
+    if holds {
+        Ok(Some(introducer))
+    } else {
+        Err(Error::refused(
+            Reason::ProofInvalid,
+            "the introduction does not hold up",
+        ))
+    }
+}
+
+/// A leaf out of `optional<Node>`.
+pub(super) fn leaf_of(node: &[u8]) -> Option<LeafNode> {
+    let [1, 1, body @ ..] = node else {
+        return None;
+    };
+    chancery_proto::wire::exact(body, body.len(), LeafNode::read).ok()
+}
