@@ -1,7 +1,9 @@
 //! Access token to [`Caller`].
 
+use std::time::Duration;
+
 use chancery_proto::{common::v1::Reason, token};
-use service_kit::db::Db;
+use service_kit::db::{Db, DbError};
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
@@ -43,13 +45,11 @@ impl Gate {
     pub async fn admit(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
         let token = bearer(metadata)?;
         let client = db.client().await?;
-        let now = store::groups::now(&**client)
-            .await
-            .map_err(service_kit::db::DbError::from)?;
+        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
         let caller = self.verify(token, now / 1_000_000)?;
         let known = store::devices::find(&**client, &[caller.key])
             .await
-            .map_err(service_kit::db::DbError::from)?;
+            .map_err(DbError::from)?;
         match known.first() {
             Some(device) if device.revoked => Err(Error::refused(
                 Reason::DeviceRevoked,
@@ -61,6 +61,17 @@ impl Gate {
             )),
             _ => Ok(caller),
         }
+    }
+
+    /// How long a stream of this caller may go on. The clock is the database's, the wait is this node's.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn time_left(&self, caller: &Caller, db: &Db) -> Result<Duration, Error> {
+        let client = db.client().await?;
+        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
+        let left = (caller.expires_at + self.leeway) * 1_000_000 - now;
+        Ok(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
     }
 
     fn verify(&self, token: &str, now: i64) -> Result<Caller, Error> {

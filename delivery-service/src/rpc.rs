@@ -12,8 +12,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    caller::Caller, create, error::status, inbox, key_packages, node::Node, prepare, read, submit,
-    subscribe,
+    caller::Caller, create, error::status, inbox, key_packages, node::Node, pipeline, prepare,
+    read, submit, subscribe,
 };
 
 /// The service on one node.
@@ -176,9 +176,16 @@ impl DeliveryService for Rpc {
 
     async fn send_messages(
         &self,
-        _request: Request<Streaming<SendMessageRequest>>,
+        request: Request<Streaming<SendMessageRequest>>,
     ) -> Result<Response<Self::SendMessagesStream>, Status> {
-        later("SendMessages")
+        let caller = self.caller(&request).await?;
+        let answers = pipeline::send_messages(
+            self.node.clone(),
+            caller,
+            request.into_inner(),
+            self.shutdown.clone(),
+        );
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
     type SubscribeStream = Answers<Frame>;

@@ -160,7 +160,12 @@ impl Stream {
         self.send(frame::Frame::CaughtUp(CaughtUp {})).await?;
         let heartbeat = Duration::from_secs(self.node.config.heartbeat_seconds);
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
-        let token_end = self.token_end().await?;
+        let left = self
+            .node
+            .gate
+            .time_left(&self.caller, &self.node.db)
+            .await?;
+        let token_end = tokio::time::sleep(left);
         tokio::pin!(token_end);
         loop {
             let bell = self.bell.clone();
@@ -189,15 +194,6 @@ impl Stream {
             }
             self.drain().await?;
         }
-    }
-
-    /// Ends with the token; the clock is the database's, the wait is this node's.
-    async fn token_end(&self) -> Result<tokio::time::Sleep, End> {
-        let client = self.node.db.client().await?;
-        let now = store::groups::now(&**client).await?;
-        let left = (self.caller.expires_at + self.node.gate.leeway) * 1_000_000 - now;
-        let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
-        Ok(tokio::time::sleep(left))
     }
 
     /// New groups of the device, and its unread Welcomes: these go out before any entry of the interval that they open.

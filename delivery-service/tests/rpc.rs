@@ -554,3 +554,35 @@ async fn the_tree_of_an_epoch_comes_back_node_by_node() {
         assert_eq!(tree, expected, "epoch_seq {epoch_seq}");
     }
 }
+
+#[tokio::test]
+async fn a_pipeline_answers_each_message_and_goes_on_after_a_refusal() {
+    let world = World::start(1, &[]).await;
+    let (group, a, b) = pair(&world).await;
+    let mut requests: Vec<SendMessageRequest> =
+        (0..50).map(|_| group.message(Uuid::new_v4(), 1)).collect();
+    requests.push(requests[7].clone());
+    requests[20] = group.message(Uuid::new_v4(), 3);
+    let ids: Vec<_> = requests.iter().map(|r| r.message_id.clone()).collect();
+    let stream = world.by(&a, tokio_stream::iter(requests));
+    let mut answers = world
+        .client()
+        .send_messages(stream)
+        .await
+        .unwrap()
+        .into_inner();
+    let (mut seqs, mut refused) = (Vec::new(), Vec::new());
+    for id in &ids {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!(answer.message_id, id);
+        match answer.answer.unwrap() {
+            send_messages_response::Answer::Accepted(accepted) => seqs.push(accepted.seq),
+            send_messages_response::Answer::Refused(refusal) => refused.push(refusal.reason()),
+        }
+    }
+    assert_eq!(answers.message().await.unwrap(), None);
+    assert_eq!(refused, [Reason::UnsupportedWireFormat]);
+    assert_eq!(seqs.pop(), Some(seqs[7]), "the repeat got the first answer");
+    assert_eq!(seqs, (2..51).collect::<Vec<u64>>());
+    assert_eq!(log(&world, &b, &group).await.unwrap().len(), 50);
+}
