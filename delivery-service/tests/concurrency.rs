@@ -317,10 +317,10 @@ async fn a_stream_ends_with_its_token_its_device_and_its_node_and_says_why() {
         all_groups: true,
         ..SubscribeRequest::default()
     };
-    // Past its end, within the leeway by two seconds.
+    // Past its end, within the leeway by five seconds.
     let short = support::with_token(
         request(),
-        &world.authority.token(&a, "ds:interior.example", -58),
+        &world.authority.token(&a, "ds:interior.example", -55),
     );
     let stream = world.client().subscribe(short).await.unwrap().into_inner();
     assert_eq!(ended(stream).await, Reason::TokenExpired);
