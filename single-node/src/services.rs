@@ -1,0 +1,1 @@
+//! Both services inside this process: their databases, listeners and tasks.
