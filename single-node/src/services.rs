@@ -1,1 +1,0 @@
-//! Both services inside this process: their databases, listeners and tasks.
