@@ -209,7 +209,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Refreshes until shutdown; while it was never heard, every second.
+    /// Refreshes until shutdown; while it was never heard, sooner at first and then ever more slowly, up to the same interval.
     pub async fn run(
         self: Arc<Self>,
         db: Db,
@@ -218,23 +218,20 @@ impl Follower {
         shutdown: Shutdown,
     ) {
         let stop = shutdown.soft();
+        let mut retry = Duration::from_secs(1);
         loop {
-            let heard = match self.refresh(&db, &issuers).await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(
-                        domain = self.domain(),
-                        error = format!("{error:#}"),
-                        "cannot refresh keys of the Authentication Service"
-                    );
-                    issuers.get(self.domain()).is_some()
-                }
+            if let Err(error) = self.refresh(&db, &issuers).await {
+                tracing::warn!(
+                    domain = self.domain(),
+                    error = format!("{error:#}"),
+                    "cannot refresh keys of the Authentication Service"
+                );
+            }
+            let pause = match issuers.get(self.domain()) {
+                Some(_) => every,
+                None => retry.min(every),
             };
-            let pause = if heard {
-                every
-            } else {
-                Duration::from_secs(1).min(every)
-            };
+            retry = retry.saturating_mul(2);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
