@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -19,6 +18,7 @@ use chancery_proto::{
     certificate::Anchors,
 };
 use prost::Message as _;
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use service_kit::{db::Db, lifecycle::Shutdown};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -115,25 +115,6 @@ pub struct Follower {
     channel: Channel,
 }
 
-/// Reads the one certificate of a PEM file.
-///
-/// # Errors
-/// The file cannot be read, or holds none.
-pub fn read_pem(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    let body: String = text
-        .lines()
-        .skip_while(|line| *line != "-----BEGIN CERTIFICATE-----")
-        .skip(1)
-        .take_while(|line| *line != "-----END CERTIFICATE-----")
-        .collect();
-    let der = base64::engine::general_purpose::STANDARD
-        .decode(body)
-        .with_context(|| format!("{}: not a PEM certificate", path.display()))?;
-    anyhow::ensure!(!der.is_empty(), "{}: no certificate", path.display());
-    Ok(der)
-}
-
 impl Follower {
     /// Prepares the connection; nothing is sent yet.
     ///
@@ -150,7 +131,9 @@ impl Follower {
             endpoint = endpoint.tls_config(tls)?;
         }
         Ok(Self {
-            root_der: read_pem(&config.root)?,
+            root_der: CertificateDer::from_pem_file(&config.root)
+                .map_err(|error| anyhow::anyhow!("{}: {error}", config.root.display()))?
+                .to_vec(),
             domain_id: domains.id(&config.domain).context("unknown domain")?,
             channel: endpoint.connect_lazy(),
             config: config.clone(),

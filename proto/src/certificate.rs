@@ -15,6 +15,11 @@ pub const DEVICE_EKU: &[u64] = &[2, 25, 3_231_478_522, 1];
 /// The OID's DER content octets, as the verifier wants it.
 const DEVICE_EKU_DER: &[u8] = &[0x69, 0x8c, 0x84, 0xf1, 0xe5, 0x7a, 0x01];
 
+/// Extended key usage of the certificate that signs the status feed, `2.25.3231478522.2`.
+pub const STATUS_EKU: &[u64] = &[2, 25, 3_231_478_522, 2];
+
+const STATUS_EKU_DER: &[u8] = &[0x69, 0x8c, 0x84, 0xf1, 0xe5, 0x7a, 0x02];
+
 /// Why a certificate is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
@@ -95,20 +100,53 @@ impl Anchors {
         leaf_der: &[u8],
         at: i64,
     ) -> Result<DeviceCertificate, CertificateError> {
+        self.verify_path(leaf_der, &self.intermediates, at, DEVICE_EKU_DER)?;
+        read_device(leaf_der)
+    }
+
+    /// Verifies the certificate that signed a status item, with the chain that came with the item, at the item's own time (Unix seconds); its raw key.
+    /// The known intermediates are not asked: the item outlives them.
+    ///
+    /// # Errors
+    /// The chain does not lead to the pinned root at that time, or is for another use.
+    pub fn verify_status(
+        &self,
+        chain: &[impl AsRef<[u8]>],
+        at: i64,
+    ) -> Result<Vec<u8>, CertificateError> {
+        let profile = CertificateError::Profile;
+        let (leaf, above) = chain.split_first().ok_or(profile("an empty chain"))?;
+        let above: Vec<_> = above
+            .iter()
+            .map(|der| CertificateDer::from(der.as_ref().to_vec()))
+            .collect();
+        self.verify_path(leaf.as_ref(), &above, at, STATUS_EKU_DER)?;
+        let (_, leaf) =
+            X509Certificate::from_der(leaf.as_ref()).map_err(|_| profile("not a certificate"))?;
+        Ok(leaf.public_key().subject_public_key.data.to_vec())
+    }
+
+    fn verify_path(
+        &self,
+        leaf_der: &[u8],
+        intermediates: &[CertificateDer<'static>],
+        at: i64,
+        usage: &'static [u8],
+    ) -> Result<(), CertificateError> {
         let der = CertificateDer::from(leaf_der);
         let invalid = |error: webpki::Error| CertificateError::Invalid(error.to_string());
         let leaf = EndEntityCert::try_from(&der).map_err(invalid)?;
         leaf.verify_for_usage(
             &[webpki::ring::ED25519],
             std::slice::from_ref(&self.root),
-            &self.intermediates,
+            intermediates,
             time(at),
-            KeyUsage::required(DEVICE_EKU_DER),
+            KeyUsage::required(usage),
             None,
             None,
         )
         .map_err(invalid)?;
-        read_device(leaf_der)
+        Ok(())
     }
 }
 
@@ -187,6 +225,20 @@ fn uri_of<'a>(names: &[&'a str], kind: &str) -> Option<(&'a str, Uuid)> {
         let id = Uuid::try_parse(id).ok()?;
         (!domain.is_empty() && !domain.contains('/')).then_some((domain, id))
     })
+}
+
+/// Beginning and end of a certificate's validity, Unix seconds.
+///
+/// # Errors
+/// Not a certificate.
+pub fn validity(der: &[u8]) -> Result<(i64, i64), CertificateError> {
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|_| CertificateError::Profile("not a certificate"))?;
+    let validity = certificate.validity();
+    Ok((
+        validity.not_before.timestamp(),
+        validity.not_after.timestamp(),
+    ))
 }
 
 /// `mimi://<domain>/u/<uuid>`.

@@ -1,0 +1,116 @@
+//! The Authentication Service: who is who. It knows people and devices, and no groups.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | options and limits |
+//! | [`rpc`], [`watch`] | the tonic trait for clients; the stream of the status feed |
+//! | [`admin`], [`operator`] | the tonic trait for operators, on its own listener; their commands |
+//! | [`caller`] | token to caller |
+//! | [`enroll`], [`credentials`], [`keys`] | invitation and key to device, certificates, what signs them |
+//! | [`tokens`] | client assertion to access token |
+//! | [`directory`] | names, people, their devices |
+//! | [`revocations`], [`feed`] | ending access; the one signed feed that says so |
+//! | [`store`] | every SQL statement |
+//! | [`error`] | errors and their one map to a status |
+//! | [`node`] | what the use cases share |
+
+pub mod admin;
+pub mod caller;
+pub mod config;
+pub mod credentials;
+pub mod directory;
+pub mod enroll;
+pub mod error;
+pub mod feed;
+pub mod keys;
+pub mod node;
+pub mod operator;
+pub mod revocations;
+pub mod rpc;
+pub mod store;
+pub mod tokens;
+pub mod watch;
+
+use std::sync::Arc;
+
+use chancery_proto::auth::v1::{
+    admin_service_server::AdminServiceServer, auth_service_server::AuthServiceServer,
+};
+use service_kit::{
+    db::Db,
+    lifecycle::Shutdown,
+    listen::Bound,
+    migrate::{self, Migrations, Step},
+    ops,
+    server::{ServerOptions, Services, serve_grpc},
+};
+
+pub use config::Config;
+
+/// The schema, in order.
+pub const MIGRATIONS: Migrations = Migrations {
+    service: "auth-service",
+    steps: &[Step {
+        name: "V1__initial",
+        sql: include_str!("../migrations/V1__initial.sql"),
+        oldest_binary: 1,
+    }],
+};
+
+/// Where a node listens.
+pub struct Listeners {
+    /// Clients.
+    pub public: Bound,
+    /// Operators: whoever can connect here is one.
+    pub admin: Bound,
+    /// Metrics and health over HTTP.
+    pub ops: Option<Bound>,
+}
+
+/// Serves until shutdown. Used by the binary, by `single-node` and by tests alike.
+///
+/// # Errors
+/// Keys that cannot be used, a schema that does not fit this binary, a listener that fails.
+pub async fn serve(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    migrate::check(&db, &MIGRATIONS).await?;
+    let (now, _) = store::clock(&**db.client().await?).await?;
+    let (folder, domain) = (config.keys.clone(), config.domain.clone());
+    let keys = tokio::task::spawn_blocking(move || {
+        keys::Keys::load_or_make(&folder, &domain, now.unix_timestamp())
+    })
+    .await??;
+    let request_bytes = usize::try_from(config.limits.request_bytes)?;
+    let node = node::Node {
+        db: db.clone(),
+        keys: Arc::new(keys),
+        signer: Arc::default(),
+        moved: tokio::sync::watch::Sender::new(()),
+        config: Arc::new(config),
+    };
+    if let Some(bound) = listeners.ops {
+        tokio::spawn(ops::serve_ops(bound, db, shutdown.clone()));
+    }
+    let public = AuthServiceServer::new(rpc::Rpc::new(node.clone(), shutdown.clone()))
+        .max_decoding_message_size(request_bytes);
+    let admin =
+        AdminServiceServer::new(admin::Admin::new(node)).max_decoding_message_size(request_bytes);
+    let public = serve_grpc(
+        listeners.public,
+        Services::new().with_service(public),
+        ServerOptions::new("as"),
+        shutdown.clone(),
+    );
+    let admin = serve_grpc(
+        listeners.admin,
+        Services::new().with_service(admin),
+        ServerOptions::new("as_admin"),
+        shutdown,
+    );
+    tokio::try_join!(public, admin)?;
+    Ok(())
+}

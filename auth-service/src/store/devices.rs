@@ -1,0 +1,170 @@
+//! Devices, their keys and certificates, and the assertions that they used.
+
+use service_kit::db::Transaction;
+use time::OffsetDateTime;
+use tokio_postgres::{Error, GenericClient, Row};
+use uuid::Uuid;
+
+use super::unsigned;
+
+/// One device with its current certificate.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// The device.
+    pub id: Uuid,
+    /// Its user.
+    pub user: Uuid,
+    /// Its name, for the user and their other devices.
+    pub name: String,
+    /// Since when.
+    pub enrolled_at: OffsetDateTime,
+    /// Position of its revocation in the status feed.
+    pub revoked_seq: Option<u64>,
+    /// Its raw key.
+    pub public_key: Vec<u8>,
+    /// DER.
+    pub certificate: Vec<u8>,
+    /// End of the certificate.
+    pub not_after: OffsetDateTime,
+    /// Whether its user is suspended.
+    pub suspended: bool,
+}
+
+const SELECT: &str = "SELECT d.device_id, d.user_id, d.name, d.enrolled_at, d.revoked_seq, k.public_key, k.certificate, k.not_after, u.suspended \
+                      FROM devices d JOIN users u ON u.user_id = d.user_id JOIN device_keys k ON k.device_id = d.device_id AND k.current";
+
+fn device(row: &Row) -> Device {
+    Device {
+        id: row.get(0),
+        user: row.get(1),
+        name: row.get(2),
+        enrolled_at: row.get(3),
+        revoked_seq: row.get::<_, Option<i64>>(4).map(unsigned),
+        public_key: row.get(5),
+        certificate: row.get(6),
+        not_after: row.get(7),
+        suspended: row.get(8),
+    }
+}
+
+/// A device by id.
+///
+/// # Errors
+/// The database.
+pub async fn find<C: GenericClient + Sync>(client: &C, id: Uuid) -> Result<Option<Device>, Error> {
+    let sql = format!("/* devices::find */ {SELECT} WHERE d.device_id = $1");
+    let row = client.query_opt(&sql, &[&id]).await?;
+    Ok(row.as_ref().map(device))
+}
+
+/// The device whose certificate this is, now or once.
+///
+/// # Errors
+/// The database.
+pub async fn by_certificate<C: GenericClient + Sync>(
+    client: &C,
+    certificate: &[u8],
+) -> Result<Option<Device>, Error> {
+    let sql = format!(
+        "/* devices::by_certificate */ {SELECT} WHERE d.device_id IN (SELECT c.device_id FROM device_keys c WHERE c.certificate = $1)"
+    );
+    let row = client.query_opt(&sql, &[&certificate]).await?;
+    Ok(row.as_ref().map(device))
+}
+
+/// Devices of users, in order of their enrolment.
+///
+/// # Errors
+/// The database.
+pub async fn of_users<C: GenericClient + Sync>(
+    client: &C,
+    users: &[Uuid],
+) -> Result<Vec<Device>, Error> {
+    let sql = format!(
+        "/* devices::of_users */ {SELECT} WHERE d.user_id = ANY($1) ORDER BY d.user_id, d.enrolled_at, d.device_id"
+    );
+    let rows = client.query(&sql, &[&users]).await?;
+    Ok(rows.iter().map(device).collect())
+}
+
+/// Locks a device against another change of its state.
+///
+/// # Errors
+/// The database.
+pub async fn lock(tx: &Transaction<'_>, id: Uuid) -> Result<u64, Error> {
+    let sql = "/* devices::lock */ SELECT 1 FROM devices WHERE device_id = $1 FOR UPDATE";
+    tx.execute(sql, &[&id]).await
+}
+
+/// How many devices of this user are not revoked. The user's row is locked: two enrolments at once cannot both take the last place.
+///
+/// # Errors
+/// The database.
+pub async fn count_of_user(tx: &Transaction<'_>, user: Uuid) -> Result<i64, Error> {
+    let sql = "/* devices::count_of_user */ SELECT 1 FROM users WHERE user_id = $1 FOR UPDATE";
+    tx.execute(sql, &[&user]).await?;
+    let sql = "/* devices::count_of_user */ SELECT count(*) FROM devices WHERE user_id = $1 AND revoked_seq IS NULL";
+    Ok(tx.query_one(sql, &[&user]).await?.get(0))
+}
+
+/// Writes a new device.
+///
+/// # Errors
+/// The database.
+pub async fn insert(
+    tx: &Transaction<'_>,
+    id: Uuid,
+    user: Uuid,
+    name: &str,
+    at: OffsetDateTime,
+) -> Result<(), Error> {
+    let sql = "/* devices::insert */ INSERT INTO devices (device_id, user_id, name, enrolled_at) VALUES ($1, $2, $3, $4)";
+    tx.execute(sql, &[&id, &user, &name, &at]).await?;
+    Ok(())
+}
+
+/// Binds a key to a device for ever; `false` when it is some device's already.
+///
+/// # Errors
+/// The database.
+pub async fn insert_key(
+    tx: &Transaction<'_>,
+    id: Uuid,
+    public_key: &[u8],
+    scheme: i32,
+    certificate: &[u8],
+    not_after: OffsetDateTime,
+) -> Result<bool, Error> {
+    let sql = "/* devices::insert_key */ INSERT INTO device_keys (public_key, device_id, scheme, certificate, not_after, current) \
+               VALUES ($1, $2, $3, $4, $5, true) ON CONFLICT (public_key) DO NOTHING";
+    let rows = tx
+        .execute(sql, &[&public_key, &id, &scheme, &certificate, &not_after])
+        .await?;
+    Ok(rows == 1)
+}
+
+/// Marks a device as revoked, at a position of the status feed.
+///
+/// # Errors
+/// The database.
+pub async fn mark_revoked(tx: &Transaction<'_>, id: Uuid, seq: u64) -> Result<u64, Error> {
+    let sql = "/* devices::mark_revoked */ UPDATE devices SET revoked_seq = $2 WHERE device_id = $1 AND revoked_seq IS NULL";
+    tx.execute(sql, &[&id, &super::signed(seq)]).await
+}
+
+/// Uses an assertion; `false` when it was used before. Drops what is too old to be replayed.
+///
+/// # Errors
+/// The database.
+pub async fn use_assertion(
+    tx: &Transaction<'_>,
+    device: Uuid,
+    jti: &str,
+    expires_at: OffsetDateTime,
+) -> Result<bool, Error> {
+    let sql = "/* devices::use_assertion */ DELETE FROM used_assertions WHERE (device_id, jti) IN \
+               (SELECT device_id, jti FROM used_assertions WHERE expires_at < clock_timestamp() LIMIT 100 FOR UPDATE SKIP LOCKED)";
+    tx.execute(sql, &[]).await?;
+    let sql = "/* devices::use_assertion */ INSERT INTO used_assertions (device_id, jti, expires_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    Ok(tx.execute(sql, &[&device, &jti, &expires_at]).await? == 1)
+}

@@ -1,0 +1,134 @@
+//! People, and the words that they are found by.
+
+use service_kit::db::Transaction;
+use tokio_postgres::{Error, GenericClient, Row};
+use uuid::Uuid;
+
+/// One person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Never changes.
+    pub id: Uuid,
+    /// Unique in the domain.
+    pub handle: String,
+    /// Shown.
+    pub display_name: String,
+    /// Shown.
+    pub organisation: String,
+    /// Cut off for now.
+    pub suspended: bool,
+}
+
+const COLUMNS: &str = "u.user_id, u.handle, u.display_name, u.organisation, u.suspended";
+
+fn user(row: &Row) -> User {
+    User {
+        id: row.get(0),
+        handle: row.get(1),
+        display_name: row.get(2),
+        organisation: row.get(3),
+        suspended: row.get(4),
+    }
+}
+
+/// The person with this handle, upper and lower case alike.
+///
+/// # Errors
+/// The database.
+pub async fn by_handle<C: GenericClient + Sync>(
+    client: &C,
+    handle: &str,
+) -> Result<Option<User>, Error> {
+    let sql = format!(
+        "/* users::by_handle */ SELECT {COLUMNS} FROM users u WHERE lower(u.handle) COLLATE \"C\" = lower($1)"
+    );
+    let row = client.query_opt(&sql, &[&handle]).await?;
+    Ok(row.as_ref().map(user))
+}
+
+/// People by id; unknown ids are left out.
+///
+/// # Errors
+/// The database.
+pub async fn by_ids<C: GenericClient + Sync>(client: &C, ids: &[Uuid]) -> Result<Vec<User>, Error> {
+    let sql = format!(
+        "/* users::by_ids */ SELECT {COLUMNS} FROM users u WHERE u.user_id = ANY($1) ORDER BY u.user_id"
+    );
+    let rows = client.query(&sql, &[&ids]).await?;
+    Ok(rows.iter().map(user).collect())
+}
+
+/// Writes a new person or a known one's new names; `true` when new. The id of a known one stays.
+///
+/// # Errors
+/// The database.
+pub async fn upsert(tx: &Transaction<'_>, user: &User) -> Result<(Uuid, bool), Error> {
+    let sql = "/* users::upsert */ INSERT INTO users (user_id, handle, display_name, organisation, created_at) \
+               VALUES ($1, $2, $3, $4, clock_timestamp()) \
+               ON CONFLICT (lower(handle) COLLATE \"C\") DO UPDATE \
+               SET display_name = EXCLUDED.display_name, organisation = EXCLUDED.organisation RETURNING user_id";
+    let columns: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [
+        &user.id,
+        &user.handle,
+        &user.display_name,
+        &user.organisation,
+    ];
+    let id: Uuid = tx.query_one(sql, &columns).await?.get(0);
+    let sql = "/* users::upsert */ DELETE FROM user_words WHERE user_id = $1";
+    tx.execute(sql, &[&id]).await?;
+    let mut found_by = words(&user.display_name);
+    found_by.push(user.handle.to_lowercase());
+    let sql = "/* users::upsert */ INSERT INTO user_words (word, user_id) SELECT DISTINCT w, $2::uuid FROM unnest($1::text[]) AS w";
+    tx.execute(sql, &[&found_by, &id]).await?;
+    Ok((id, id == user.id))
+}
+
+/// Lower-case words of a text.
+pub fn words(text: &str) -> Vec<String> {
+    text.to_lowercase()
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// People for whom each beginning begins one of their words, after a handle, in order of handles.
+///
+/// # Errors
+/// The database.
+pub async fn search<C: GenericClient + Sync>(
+    client: &C,
+    beginnings: &[String],
+    after: &str,
+    limit: i64,
+) -> Result<Vec<User>, Error> {
+    // U+10FFFF sorts after every other character in the "C" collation.
+    let sql = format!(
+        "/* users::search */ SELECT {COLUMNS} FROM users u \
+         WHERE lower(u.handle) COLLATE \"C\" > lower($2) AND NOT EXISTS ( \
+           SELECT 1 FROM unnest($1::text[]) AS q WHERE NOT EXISTS ( \
+             SELECT 1 FROM user_words w WHERE w.user_id = u.user_id AND w.word >= q COLLATE \"C\" AND w.word < (q || chr(1114111)) COLLATE \"C\")) \
+         AND u.user_id IN (SELECT w.user_id FROM user_words w \
+           WHERE w.word >= ($1::text[])[1] COLLATE \"C\" AND w.word < (($1::text[])[1] || chr(1114111)) COLLATE \"C\") \
+         ORDER BY lower(u.handle) COLLATE \"C\" LIMIT $3"
+    );
+    let rows = client.query(&sql, &[&beginnings, &after, &limit]).await?;
+    Ok(rows.iter().map(user).collect())
+}
+
+/// Everybody after a handle, in order of handles.
+///
+/// # Errors
+/// The database.
+pub async fn list<C: GenericClient + Sync>(
+    client: &C,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<User>, Error> {
+    let sql = format!(
+        "/* users::list */ SELECT {COLUMNS} FROM users u WHERE lower(u.handle) COLLATE \"C\" > lower($1) \
+         ORDER BY lower(u.handle) COLLATE \"C\" LIMIT $2"
+    );
+    let rows = client.query(&sql, &[&after, &limit]).await?;
+    Ok(rows.iter().map(user).collect())
+}
