@@ -113,6 +113,8 @@ pub struct Follower {
     domain_id: i16,
     root_der: Vec<u8>,
     channel: Channel,
+    /// Without a deadline for the whole call.
+    stream_channel: Channel,
 }
 
 impl Follower {
@@ -123,8 +125,7 @@ impl Follower {
     pub fn new(config: &AuthServiceConfig, domains: &Domains) -> anyhow::Result<Self> {
         let mut endpoint = Endpoint::from_shared(config.url.clone())
             .with_context(|| format!("--auth-service {config}"))?
-            .connect_timeout(Duration::from_secs(5))
-            .timeout(Duration::from_secs(10));
+            .connect_timeout(Duration::from_secs(5));
         if let Some(ca) = &config.ca {
             let pem = std::fs::read(ca).with_context(|| format!("{}", ca.display()))?;
             let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
@@ -135,7 +136,11 @@ impl Follower {
                 .map_err(|error| anyhow::anyhow!("{}: {error}", config.root.display()))?
                 .to_vec(),
             domain_id: domains.id(&config.domain).context("unknown domain")?,
-            channel: endpoint.connect_lazy(),
+            channel: endpoint
+                .clone()
+                .timeout(Duration::from_secs(10))
+                .connect_lazy(),
+            stream_channel: endpoint.connect_lazy(),
             config: config.clone(),
         })
     }
@@ -143,6 +148,11 @@ impl Follower {
     /// A channel to it.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// A channel to it, for streams.
+    pub fn stream_channel(&self) -> Channel {
+        self.stream_channel.clone()
     }
 
     /// Its domain.

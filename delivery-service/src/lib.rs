@@ -5,6 +5,7 @@
 //! | [`config`] | options and limits |
 //! | [`rpc`] | the tonic trait: decode, caller, use case, encode |
 //! | [`caller`], [`issuers`], [`domains`] | token to caller, keys of the Authentication Services, their numbers |
+//! | [`status_feed`] | revocations, as the Authentication Services sign them |
 //! | [`prepare`] | requests to values, checked without the lock |
 //! | [`group`] | **the ordering state machine**, pure |
 //! | [`create`], [`submit`], [`pipeline`] | use cases that write: lock, read under the lock, decide, append |
@@ -29,6 +30,7 @@ pub mod pipeline;
 pub mod prepare;
 pub mod read;
 pub mod rpc;
+pub mod status_feed;
 pub mod store;
 pub mod submit;
 pub mod subscribe;
@@ -96,6 +98,8 @@ pub async fn serve(
     for auth_service in &node.config.auth_services {
         let follower = Arc::new(issuers::Follower::new(auth_service, &domains)?);
         follower.recall(&db, &issuers).await?;
+        let feed = status_feed::StatusFeed::new(follower.clone(), issuers.clone(), db.clone());
+        tokio::spawn(feed.run(shutdown.clone()));
         tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
     }
     tokio::spawn(subscribe::poll_heads(node.clone(), shutdown.clone()));

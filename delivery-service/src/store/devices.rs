@@ -132,8 +132,15 @@ pub async fn advance_feed(
     history_id: &[u8],
     seq: u64,
 ) -> Result<u64, Error> {
-    let sql = "/* devices::advance_feed */ UPDATE auth_services SET history_id = $2, seq = $3 WHERE domain_id = $1 AND seq < $3";
+    let sql = "/* devices::advance_feed */ UPDATE auth_services SET history_id = $2, seq = $3 \
+               WHERE domain_id = $1 AND (history_id IS DISTINCT FROM $2 OR seq < $3)";
     tx.execute(sql, &[&domain, &history_id, &signed(seq)]).await
+}
+
+/// Forgets how far a feed was applied; what was applied stays.
+pub async fn forget_feed<C: GenericClient + Sync>(client: &C, domain: i16) -> Result<u64, Error> {
+    let sql = "/* devices::forget_feed */ UPDATE auth_services SET history_id = NULL, seq = 0 WHERE domain_id = $1";
+    client.execute(sql, &[&domain]).await
 }
 
 /// Gives a domain name its number; the same name always gets the same.
