@@ -218,6 +218,13 @@ impl View {
             .any(|i| i.joined_seq <= seq && i.removed_seq.is_none_or(|end| seq <= end))
     }
 
+    /// Was it a member of the epoch that this seq began? Unlike the entry of its removal, that epoch is not its own any more.
+    pub fn holds_epoch(&self, epoch_seq: u64) -> bool {
+        self.intervals
+            .iter()
+            .any(|i| i.joined_seq <= epoch_seq && i.removed_seq.is_none_or(|end| epoch_seq < end))
+    }
+
     /// Is it a member now?
     pub fn member(&self) -> bool {
         self.intervals.iter().any(|i| i.removed_seq.is_none())
@@ -230,10 +237,11 @@ impl View {
 /// An unknown group and one that the device was never in get the same answer.
 pub async fn view(node: &Node, caller: &Caller, group: Vec<u8>) -> Result<View, Error> {
     let client = node.db.client().await?;
-    let intervals = store::roster::intervals(&**client, &group, caller.key)
+    // The head first: a removal that comes between the two then bounds what is read, instead of being overtaken by it.
+    let head = store::groups::head(&**client, &group)
         .await
         .map_err(DbError::from)?;
-    let head = store::groups::head(&**client, &group)
+    let intervals = store::roster::intervals(&**client, &group, caller.key)
         .await
         .map_err(DbError::from)?;
     match head {

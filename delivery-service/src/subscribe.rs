@@ -269,6 +269,10 @@ impl Stream {
     /// At the head: state for members, the end for those who were removed.
     async fn nothing_new(&mut self, group: &[u8], view: &View) -> Result<bool, End> {
         if let Some(at_seq) = view.intervals.last().and_then(|i| i.removed_seq) {
+            if at_seq > view.head.seq {
+                // Removed after the head was read: its removing Commit comes first.
+                return Ok(true);
+            }
             let Some(reader) = self.readers.get_mut(group) else {
                 return Ok(false);
             };
@@ -290,8 +294,9 @@ impl Stream {
     /// What the device may see of a group now; `None` for a group that it was never in.
     async fn view(&self, group: &[u8]) -> Result<Option<View>, End> {
         let client = self.node.db.client().await?;
-        let intervals = store::roster::intervals(&**client, group, self.caller.key).await?;
+        // The head first, as in `read::view`.
         let head = store::groups::head(&**client, group).await?;
+        let intervals = store::roster::intervals(&**client, group, self.caller.key).await?;
         Ok(head
             .filter(|_| !intervals.is_empty())
             .map(|head| View { head, intervals }))

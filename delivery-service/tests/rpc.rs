@@ -205,17 +205,20 @@ async fn after_a_removal_nothing_of_an_older_epoch_is_accepted_and_the_removed_r
         .await
         .unwrap_err();
     assert_eq!(reason(&refused), Reason::Group);
-    let tree = FetchTreeRequest {
-        group: Some(group.reference()),
-        current: true,
-        ..FetchTreeRequest::default()
-    };
-    let refused = world
-        .client()
-        .fetch_tree(world.by(&b, tree))
-        .await
-        .unwrap_err();
-    assert_eq!(reason(&refused), Reason::Group);
+    // Neither the tree now, nor that of the epoch that its removal began.
+    for (current, epoch_seq) in [(true, 0), (false, removed.seq)] {
+        let tree = FetchTreeRequest {
+            group: Some(group.reference()),
+            current,
+            epoch_seq,
+        };
+        let refused = world
+            .client()
+            .fetch_tree(world.by(&b, tree))
+            .await
+            .unwrap_err();
+        assert_eq!(reason(&refused), Reason::Group);
+    }
 }
 
 #[tokio::test]

@@ -94,6 +94,26 @@ pub const STATUS: &str = "chancery status 1";
 /// Label for an encoded `auth.v1.StatusHeartbeat`.
 pub const HEARTBEAT: &str = "chancery heartbeat 1";
 
+/// Label of a leave request.
+pub const LEAVE: &str = "chancery leave 1";
+
+/// What a leave request says: the device asks to be removed from this membership of this group.
+pub fn leave(
+    group: (&str, &[u8]),
+    device: (&str, &[u8; 16]),
+    joined_seq: u64,
+    expires_at: i64,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(group.0.as_bytes());
+    bytes.put_vector(group.1);
+    bytes.put_vector(device.0.as_bytes());
+    bytes.put(device.1);
+    bytes.put(&joined_seq.to_be_bytes());
+    bytes.put(&expires_at.to_be_bytes());
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,7 +50,7 @@ impl Rpc {
             true => view.head.epoch_seq,
             false => request.epoch_seq,
         };
-        if !view.holds(epoch_seq) || (request.current && !view.member()) {
+        if !view.holds_epoch(epoch_seq) {
             return Err(Error::no_group());
         }
         let client = self.node.db.client().await?;

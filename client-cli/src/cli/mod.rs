@@ -1,0 +1,273 @@
+//! The command line: arguments in, one JSON object out, an exit code that says why.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | arguments |
+//! | [`run`] | commands |
+//! | [`output`] | the JSON of answers |
+//! | [`debug`] | single raw calls, for tests and for operators who look into something |
+
+pub mod debug;
+pub mod output;
+pub mod run;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
+
+use crate::core::records::GroupName;
+
+/// A member of encrypted groups, for scripts: results are JSON on stdout, messages go to stderr, nothing ever asks.
+#[derive(Debug, Parser)]
+#[command(name = "client-cli", version)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub options: Options,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Folder of the device: addresses, store, key.
+    #[arg(
+        long,
+        global = true,
+        env = "CHANCERY_PROFILE",
+        default_value = ".chancery",
+        value_name = "DIR"
+    )]
+    pub profile: PathBuf,
+    /// Address of the Authentication Service, in place of the profile's.
+    #[arg(long, global = true, env = "CHANCERY_AUTH_URL", value_name = "URL")]
+    pub auth_url: Option<String>,
+    /// Address of the Delivery Service, in place of the profile's.
+    #[arg(long, global = true, env = "CHANCERY_DELIVERY_URL", value_name = "URL")]
+    pub delivery_url: Option<String>,
+    /// PEM file of the authority that signed the servers' TLS certificates, for `https://` addresses.
+    #[arg(long, global = true, env = "CHANCERY_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// How long one command repeats a request that gets no answer.
+    #[arg(
+        long,
+        global = true,
+        env = "CHANCERY_TIMEOUT_SECONDS",
+        default_value_t = 30,
+        value_name = "N"
+    )]
+    pub timeout_seconds: u64,
+    /// Accepted for scripts that say it: JSON is the only form.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes a key, becomes a device, writes the profile, publishes KeyPackages.
+    Enroll(Enroll),
+    /// Says who this profile is.
+    Whoami,
+    /// Lists devices of users; of the own one when none is named.
+    Devices {
+        /// `mimi://<domain>/u/<uuid>`; repeatable.
+        #[arg(long = "user", value_name = "URI")]
+        users: Vec<String>,
+    },
+    /// The directory.
+    #[command(subcommand)]
+    Users(Users),
+    /// Revokes one of the own user's devices, for ever.
+    Revoke {
+        /// `mimi://<domain>/d/<uuid>`.
+        device: String,
+    },
+    /// KeyPackages.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Groups.
+    #[command(subcommand)]
+    Group(Group),
+    /// Sends TEXT, or stdin, or each line of a file.
+    Send(Send),
+    /// Reads Welcomes and logs up to their heads; settles what a crash left open.
+    Sync {
+        /// Only this group's log.
+        #[arg(long)]
+        group: Option<GroupName>,
+    },
+    /// Prints what this device has read of a group.
+    Read {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+        /// Only entries after this seq.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// Do not ask the server first.
+        #[arg(long)]
+        no_sync: bool,
+    },
+    /// Follows everything; one JSON object per line.
+    Listen(Listen),
+    /// Single raw calls with a valid token; they do not touch the store.
+    #[command(subcommand)]
+    Debug(debug::Debug),
+    /// Prints a completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `enroll`
+#[derive(Debug, Args)]
+pub struct Enroll {
+    /// The invitation's code.
+    #[arg(long, env = "CHANCERY_INVITATION", hide_env_values = true)]
+    pub invitation: String,
+    /// PEM file of the own domain's root certificate, which is pinned.
+    #[arg(long, value_name = "FILE")]
+    pub root: PathBuf,
+    /// Another domain to trust: `domain=NAME,url=URL,root=FILE`. Repeatable.
+    #[arg(long = "trust", value_name = "SPEC")]
+    pub trust: Vec<String>,
+    /// The domain that the Authentication Service must speak for.
+    #[arg(long, value_name = "NAME")]
+    pub domain: Option<String>,
+    /// The Delivery Service's domain; as it says itself when absent.
+    #[arg(long, value_name = "NAME")]
+    pub delivery_domain: Option<String>,
+    /// Name of the device, for its user.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub device_name: String,
+    /// How many one-time KeyPackages to publish.
+    #[arg(long, default_value_t = crate::member::enroll::KEY_PACKAGES, value_name = "N")]
+    pub key_packages: u32,
+}
+
+/// `users`
+#[derive(Debug, Subcommand)]
+pub enum Users {
+    /// Finds people by the beginnings of their names or handles.
+    Search {
+        /// At least 2 characters.
+        text: String,
+    },
+}
+
+/// `keys`
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// Publishes one-time KeyPackages, and a last resort when there is none.
+    Publish {
+        /// How many.
+        #[arg(long, default_value_t = crate::member::enroll::KEY_PACKAGES)]
+        count: u32,
+    },
+    /// Prints what the server has in stock.
+    Stock,
+}
+
+/// Whom a change is about.
+#[derive(Debug, Args)]
+pub struct Whom {
+    /// `mimi://<domain>/u/<uuid>`, of the own domain: all active devices. Repeatable.
+    #[arg(long = "user", value_name = "URI")]
+    pub users: Vec<String>,
+    /// `mimi://<domain>/d/<uuid>`. Repeatable.
+    #[arg(long = "device", value_name = "URI")]
+    pub devices: Vec<String>,
+}
+
+/// `group`
+#[derive(Debug, Subcommand)]
+pub enum Group {
+    /// Makes a group, then adds the named in one Commit.
+    Create(Whom),
+    /// Lists the groups of the store.
+    List,
+    /// Prints this device's own state of a group.
+    Show {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+    },
+    /// Adds devices in one Commit.
+    Add {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+        /// Whom.
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Removes devices in one Commit.
+    Remove {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+        /// Whom.
+        #[command(flatten)]
+        whom: Whom,
+    },
+    /// Asks the others to remove this device.
+    Leave {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+    },
+    /// Renews the keys of this device's leaf.
+    Update {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+    },
+    /// Comes back by an external Commit after this device lost its state of the group.
+    Rejoin {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+    },
+}
+
+/// `send`
+#[derive(Debug, Args)]
+pub struct Send {
+    /// `<domain>/<hex>`.
+    #[arg(long)]
+    pub group: GroupName,
+    /// What to say; stdin when neither this nor `--lines` is given.
+    #[arg(conflicts_with = "lines")]
+    pub text: Option<String>,
+    /// The message's id; the same id with the same text is the same message.
+    #[arg(long, conflicts_with = "lines")]
+    pub message_id: Option<Uuid>,
+    /// A file; each line is a message.
+    #[arg(long, value_name = "FILE")]
+    pub lines: Option<PathBuf>,
+    /// Gives line N of `--lines` the id made of this and N, so that a killed command can be repeated.
+    #[arg(long, requires = "lines", value_name = "TEXT")]
+    pub id_seed: Option<String>,
+}
+
+/// `listen`
+#[derive(Debug, Args)]
+pub struct Listen {
+    /// Only these groups; all, and new ones, when none is named.
+    #[arg(long = "group")]
+    pub groups: Vec<GroupName>,
+    /// Ends after this time.
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<u64>,
+    /// Ends after this many application messages.
+    #[arg(long, value_name = "N")]
+    pub until_count: Option<u64>,
+    /// Ends with the first message that holds this text.
+    #[arg(long, value_name = "TEXT")]
+    pub until_text: Option<String>,
+}

@@ -1,0 +1,350 @@
+//! Entries of the log: the chain is checked, each entry processed, merged and written to the journal. One transaction for a page.
+
+use chancery_proto::{
+    chain::{self, ChainInput},
+    commit_info::MessageData,
+    delivery::v1::{Entry, EntryKind},
+};
+use openmls::prelude::{tls_codec::Deserialize as _, *};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Context, CoreError, check, group,
+    identity::person_of,
+    mls,
+    records::{self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation},
+};
+use crate::store::Step;
+
+/// An entry with its whole payload.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// As it came.
+    pub entry: Entry,
+    /// Fetched apart when it is large.
+    pub payload: Vec<u8>,
+}
+
+/// What a page did.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// New in the journal, in order.
+    pub entries: Vec<JournalEntry>,
+    /// The server's history is not the one that this device has read.
+    pub history_changed: bool,
+    /// This device is no longer a member.
+    pub removed: bool,
+}
+
+/// Applies entries in order. What was applied before is passed over; a hole is an error.
+///
+/// # Errors
+/// [`CoreError::State`] for a hole, or the store. An entry that cannot be used is no error: it is written down with the reason.
+pub fn page(
+    step: &Step<'_>,
+    context: Context<'_>,
+    name: &GroupName,
+    received: &[Received],
+) -> Result<Page, CoreError> {
+    let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+    let mut page = Page::default();
+    let mut open = Open::default();
+    for one in received {
+        let entry = &one.entry;
+        if entry.seq <= record.head_seq {
+            continue;
+        }
+        if matches!(
+            record.state,
+            GroupState::Removed | GroupState::HistoryChanged
+        ) {
+            break;
+        }
+        if entry.seq != record.head_seq + 1 {
+            return Err(CoreError::State(format!(
+                "at seq {}, and {} came",
+                record.head_seq, entry.seq
+            )));
+        }
+        let value = chain_after(&record, one);
+        if !entry.chain.is_empty() && entry.chain != value[..] {
+            record.state = GroupState::HistoryChanged;
+            page.history_changed = true;
+            break;
+        }
+        let mut written = journal(entry, value);
+        apply(step, context, &mut record, &mut open, one, &mut written)?;
+        record.head_seq = entry.seq;
+        record.chain = value;
+        records::put_entry(step, name, &written)?;
+        page.entries.push(written);
+        page.removed |= record.state == GroupState::Removed;
+    }
+    records::put_group(step, &record)?;
+    Ok(page)
+}
+
+fn chain_after(record: &GroupRecord, one: &Received) -> [u8; 32] {
+    chain::next(
+        &record.chain,
+        &ChainInput {
+            group: &record.name.id,
+            seq: one.entry.seq,
+            epoch_seq: one.entry.epoch_seq,
+            kind: one.entry.kind,
+            message_id: &one.entry.message_id,
+            accepted_at_micros: one.entry.accepted_at_micros,
+            payload_sha256: &Sha256::digest(&one.payload).into(),
+        },
+    )
+}
+
+fn journal(entry: &Entry, chain: [u8; 32]) -> JournalEntry {
+    JournalEntry {
+        seq: entry.seq,
+        kind: entry.kind,
+        message_id: entry.message_id.to_vec(),
+        accepted_at_micros: entry.accepted_at_micros,
+        epoch: entry.epoch,
+        epoch_seq: entry.epoch_seq,
+        chain,
+        sender: None,
+        text: None,
+        own: false,
+        added: Vec::new(),
+        removed: Vec::new(),
+        skipped: None,
+        note: None,
+    }
+}
+
+/// openmls' state of the group, loaded once for a page, and again after a failure.
+#[derive(Default)]
+struct Open(Option<MlsGroup>);
+
+impl Open {
+    fn get(&mut self, step: &Step<'_>, name: &GroupName) -> Result<&mut MlsGroup, CoreError> {
+        let group = match self.0.take() {
+            Some(group) => group,
+            None => group::load(step, name)?,
+        };
+        Ok(self.0.insert(group))
+    }
+}
+
+/// One entry. A failure of openmls undoes what it wrote, is written down, and the cursor moves on.
+fn apply(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    open: &mut Open,
+    one: &Received,
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    let kind = EntryKind::try_from(i32::try_from(one.entry.kind).unwrap_or_default());
+    let commit = matches!(kind, Ok(EntryKind::Commit | EntryKind::ExternalCommit));
+    if own(step, context, record, open, one, written)? {
+        return Ok(());
+    }
+    if one.entry.seq < record.rejoined_seq {
+        written.skipped = Some("before this device came back".into());
+        return Ok(());
+    }
+    if let GroupState::NeedsRejoin(why) = &record.state {
+        written.skipped = Some(format!("waiting for a rejoin: {why}"));
+        return Ok(());
+    }
+    if !commit && !matches!(kind, Ok(EntryKind::Application | EntryKind::Proposal)) {
+        written.skipped = Some("of a kind that this program does not know".into());
+        return Ok(());
+    }
+    if one.entry.epoch_seq < record.joined_seq.max(record.rejoined_seq) && !commit {
+        written.skipped = Some("of an epoch before this device joined".into());
+        return Ok(());
+    }
+    let before = (record.clone(), written.clone());
+    match step.attempt(|| process(step, context, record, open, one, written)) {
+        Ok(()) => {}
+        Err(CoreError::Store(error)) => return Err(error.into()),
+        Err(error) => {
+            (*record, *written) = before;
+            *open = Open::default();
+            if commit {
+                // Every honest member sees the same; without this Commit nothing later can be read.
+                record.state = GroupState::NeedsRejoin(error.to_string());
+            }
+            written.skipped = Some(error.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// What this device made itself is known by its id: it merges what is pending, and notes what became of it.
+fn own(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    open: &mut Open,
+    one: &Received,
+    written: &mut JournalEntry,
+) -> Result<bool, CoreError> {
+    let id = one.entry.message_id.as_ref();
+    if let Some(mut message) = records::outgoing(step, &record.name, id)? {
+        written.text = Some(message.text.clone());
+        written.own = true;
+        written.sender = Some(context.identity.person.clone());
+        if message.accepted.is_none() {
+            message.accepted = Some(accepted_by_log(record, one, written));
+            records::put_outgoing(step, &record.name, id, &message)?;
+        }
+        return Ok(true);
+    }
+    let Some(pending) = record.pending.clone().filter(|p| p.message_id == id) else {
+        return Ok(false);
+    };
+    written.own = true;
+    written.sender = Some(context.identity.person.clone());
+    written.added = pending.added;
+    written.removed = pending.removed;
+    match pending.operation {
+        Operation::Commit => {
+            let mls_group = open.get(step, &record.name)?;
+            crate::fault::point("between-process-and-merge");
+            mls_group
+                .merge_pending_commit(step.provider())
+                .map_err(mls)?;
+            record.distrusted.retain(|p| !written.removed.contains(p));
+            began_epoch(step, context, record, one, mls_group, written)?;
+        }
+        Operation::External => super::join::accepted(record, one.entry.seq),
+        Operation::Create => {}
+    }
+    record.pending = None;
+    Ok(true)
+}
+
+fn accepted_by_log(record: &GroupRecord, one: &Received, written: &JournalEntry) -> Accepted {
+    Accepted {
+        seq: one.entry.seq,
+        epoch: record.epoch,
+        chain: written.chain.to_vec(),
+        outcome: 0,
+        replayed: true,
+    }
+}
+
+/// After a Commit was merged: the epoch has its name, and the stored GroupInfo is compared with this device's own state.
+fn began_epoch(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    one: &Received,
+    mls_group: &MlsGroup,
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    record.epoch = mls_group.epoch().as_u64();
+    record.epoch_seq = one.entry.seq;
+    record.proposals.clear();
+    let claimed = &one.entry.group_state_hash;
+    if mls_group.is_active()
+        && !claimed.is_empty()
+        && *claimed != group::state_hash(step, context, mls_group)?[..]
+    {
+        written.note = Some("the GroupInfo that came with it is not this group's".into());
+    }
+    Ok(())
+}
+
+fn process(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    open: &mut Open,
+    one: &Received,
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    let message = MlsMessageIn::tls_deserialize_exact(&one.payload)
+        .map_err(mls)?
+        .try_into_protocol_message()
+        .map_err(mls)?;
+    let mls_group = open.get(step, &record.name)?;
+    if message.content_type() == ContentType::Commit && record.pending.is_some() {
+        // The server's order decided: the other Commit was first.
+        mls_group.clear_pending_commit(step.provider().storage())?;
+        record.pending = None;
+    }
+    let processed = mls_group
+        .process_message(step.provider(), message)
+        .map_err(mls)?;
+    crate::fault::point("between-process-and-merge");
+    let data = MessageData::decode(processed.aad())?;
+    if data.message_id.as_ref().map(<[u8; 16]>::as_slice) != Some(&one.entry.message_id[..])
+        && !matches!(
+            processed.content(),
+            ProcessedMessageContent::OwnPrivateMessage
+        )
+    {
+        return Err(CoreError::Malformed(
+            "the entry's message_id is not the sender's".into(),
+        ));
+    }
+    let sender = processed.sender().clone();
+    if let Sender::Member(index) = sender
+        && let Some(member) = mls_group.member_at(index)
+    {
+        written.sender = Some(person_of(&member.credential, &member.signature_key)?);
+    }
+    match processed.into_content() {
+        ProcessedMessageContent::ApplicationMessage(message) => {
+            written.text = Some(message.into_bytes());
+        }
+        ProcessedMessageContent::ProposalMessage(proposal) => {
+            mls_group.store_pending_proposal(step.provider().storage(), *proposal)?;
+            record.proposals.push(one.entry.seq);
+        }
+        ProcessedMessageContent::StagedCommitMessage(staged) => {
+            let at = one.entry.accepted_at_micros / 1_000_000;
+            let change = check::commit(context, mls_group, &staged, &sender, &data, at)?;
+            same_log(step, record, &change)?;
+            if matches!(sender, Sender::NewMemberCommit) {
+                written.sender = change.added.first().cloned();
+            }
+            mls_group
+                .merge_staged_commit(step.provider(), *staged)
+                .map_err(mls)?;
+            record.distrusted.retain(|p| !change.removed.contains(p));
+            record.distrusted.extend(change.distrusted);
+            (written.added, written.removed) = (change.added, change.removed);
+            began_epoch(step, context, record, one, mls_group, written)?;
+            if !mls_group.is_active() {
+                record.state = GroupState::Removed;
+            }
+        }
+        _ => {
+            return Err(CoreError::Malformed(
+                "made by this device, and no longer known to it".into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The committer says which log it saw; another one than this device's is a split log.
+fn same_log(
+    step: &Step<'_>,
+    record: &GroupRecord,
+    change: &check::Change,
+) -> Result<(), CoreError> {
+    let seen = change.info.seen_seq;
+    let ours = if seen == record.head_seq {
+        Some(record.chain)
+    } else {
+        records::entry(step, &record.name, seen)?.map(|entry| entry.chain)
+    };
+    match ours {
+        Some(chain) if chain != change.info.seen_chain => Err(CoreError::Malformed(
+            "its committer saw another log of this group".into(),
+        )),
+        _ => Ok(()),
+    }
+}

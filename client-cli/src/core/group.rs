@@ -1,0 +1,250 @@
+//! A group's configuration, its creation, its roster, and its tree as nodes.
+
+use chancery_proto::{
+    delivery::v1::{CreateGroupRequest, TreeNode, TreeUpdate},
+    group_info::GroupInfo,
+    policy::{POLICY_EXTENSION, Policy},
+    tree::Tree,
+};
+use openmls::prelude::{
+    tls_codec::{DeserializeBytes as _, Serialize as _},
+    *,
+};
+use prost::Message as _;
+
+use super::{
+    Context, CoreError,
+    identity::person_of,
+    mls,
+    records::{self, GroupName, GroupRecord, GroupState, Intent, Operation, Pending, Person},
+};
+use crate::store::Step;
+
+/// The suites that this device can use: X25519 and Ed25519, with AES-GCM or ChaCha20-Poly1305.
+pub const SUITES: [Ciphersuite; 2] = [
+    Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519,
+    Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519,
+];
+
+/// Messages are padded to a multiple of this, so that their length says less.
+const PADDING: usize = 64;
+/// Largest objects that are parsed.
+pub const MAX_BYTES: usize = 64 << 20;
+
+/// What every leaf of this device advertises.
+pub fn capabilities() -> Capabilities {
+    Capabilities::new(
+        None,
+        Some(&SUITES),
+        Some(&[ExtensionType::Unknown(POLICY_EXTENSION)]),
+        None,
+        Some(&[CredentialType::X509]),
+    )
+}
+
+/// How this device keeps a group: only as many past epochs as the policy's window.
+pub fn join_config(past_epochs: u8) -> MlsGroupJoinConfig {
+    MlsGroupJoinConfig::builder()
+        .wire_format_policy(PURE_CIPHERTEXT_WIRE_FORMAT_POLICY)
+        .use_ratchet_tree_extension(false)
+        .max_past_epochs(past_epochs.into())
+        .padding_size(PADDING)
+        .sender_ratchet_configuration(SenderRatchetConfiguration::new(64, 10_000))
+        .build()
+}
+
+/// The policy in a GroupContext.
+///
+/// # Errors
+/// None, or one that cannot be read.
+pub fn policy_of(context: &Extensions<GroupContext>) -> Result<Policy, CoreError> {
+    let extension = context
+        .unknown(POLICY_EXTENSION)
+        .ok_or_else(|| CoreError::Malformed("the group has no policy".into()))?;
+    Ok(Policy::decode(&extension.0)?)
+}
+
+/// Makes a group and its pending creation.
+///
+/// # Errors
+/// openmls, or the store.
+pub fn create(
+    step: &Step<'_>,
+    context: Context<'_>,
+    name: &GroupName,
+    suite: Ciphersuite,
+    message_id: [u8; 16],
+) -> Result<GroupRecord, CoreError> {
+    let policy = Policy::for_domain(&name.domain);
+    let required = RequiredCapabilitiesExtension::new(
+        &[ExtensionType::Unknown(POLICY_EXTENSION)],
+        &[],
+        &[CredentialType::X509],
+    );
+    let extensions = Extensions::from_vec(vec![
+        Extension::RequiredCapabilities(required),
+        Extension::Unknown(POLICY_EXTENSION, UnknownExtension(policy.encode())),
+    ])
+    .map_err(mls)?;
+    let group = MlsGroup::builder()
+        .with_group_id(GroupId::from_slice(&name.id))
+        .ciphersuite(suite)
+        .with_wire_format_policy(PURE_CIPHERTEXT_WIRE_FORMAT_POLICY)
+        .use_ratchet_tree_extension(false)
+        .max_past_epochs(policy.past_epochs.into())
+        .padding_size(PADDING)
+        .sender_ratchet_configuration(SenderRatchetConfiguration::new(64, 10_000))
+        .with_capabilities(capabilities())
+        .with_group_context_extensions(extensions)
+        .build(
+            step.provider(),
+            context.identity,
+            context.identity.credential()?,
+        )
+        .map_err(mls)?;
+    let request = CreateGroupRequest {
+        group: Some(name.to_ref()),
+        suite: u16::from(suite).into(),
+        group_info: export_group_info(step, context, &group)?.into(),
+        tree: Some(full_tree(&tree_of(&group.export_ratchet_tree())?)),
+        ..CreateGroupRequest::default()
+    };
+    let record = GroupRecord {
+        name: name.clone(),
+        state: GroupState::Creating,
+        head_seq: 0,
+        chain: chancery_proto::chain::start(),
+        epoch: group.epoch().as_u64(),
+        epoch_seq: 0,
+        joined_seq: 0,
+        rejoined_seq: 0,
+        proposals: Vec::new(),
+        distrusted: Vec::new(),
+        pending: Some(Pending {
+            message_id,
+            operation: Operation::Create,
+            request: request.encode_to_vec(),
+            intent: Intent::default(),
+            added: vec![context.identity.person.clone()],
+            removed: Vec::new(),
+            accepted: None,
+        }),
+        claim: None,
+    };
+    records::put_group(step, &record)?;
+    Ok(record)
+}
+
+/// openmls' state of a group, from the store.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn load(step: &Step<'_>, name: &GroupName) -> Result<MlsGroup, CoreError> {
+    MlsGroup::load(step.provider().storage(), &GroupId::from_slice(&name.id))?
+        .ok_or(CoreError::Unknown)
+}
+
+/// Removes openmls' state of a group, if there is any.
+///
+/// # Errors
+/// The store.
+pub fn forget(step: &Step<'_>, name: &GroupName) -> Result<(), CoreError> {
+    let storage = step.provider().storage();
+    if let Some(mut group) = MlsGroup::load(storage, &GroupId::from_slice(&name.id))? {
+        group.delete(storage)?;
+    }
+    Ok(())
+}
+
+/// Every leaf and who it is.
+///
+/// # Errors
+/// A leaf that does not say who it is.
+pub fn roster(group: &MlsGroup) -> Result<Vec<(LeafNodeIndex, Person)>, CoreError> {
+    group
+        .members()
+        .map(|m| Ok((m.index, person_of(&m.credential, &m.signature_key)?)))
+        .collect()
+}
+
+/// A ratchet tree as nodes.
+///
+/// # Errors
+/// It cannot be read.
+pub fn tree_of(tree: &openmls::treesync::RatchetTree) -> Result<Tree, CoreError> {
+    Ok(Tree::from_ratchet_tree(
+        &tree.tls_serialize_detached().map_err(mls)?,
+    )?)
+}
+
+/// The whole tree, as it is sent.
+pub fn full_tree(tree: &Tree) -> TreeUpdate {
+    TreeUpdate {
+        full: true,
+        tree_width: tree.width(),
+        nodes: tree
+            .nodes()
+            .map(|(index, node)| TreeNode {
+                index,
+                node: Some(node.to_vec().into()),
+            })
+            .collect(),
+    }
+}
+
+/// Only what changed, as it is sent.
+pub fn tree_changes(old: &Tree, new: &Tree) -> TreeUpdate {
+    TreeUpdate {
+        full: false,
+        tree_width: new.width(),
+        nodes: new
+            .changes_since(old)
+            .into_iter()
+            .map(|(index, node)| TreeNode {
+                index,
+                node: node.map(Into::into),
+            })
+            .collect(),
+    }
+}
+
+/// Nodes as they were fetched, as openmls reads them.
+///
+/// # Errors
+/// They are no tree.
+pub fn ratchet_tree(width: u32, nodes: &[TreeNode]) -> Result<RatchetTreeIn, CoreError> {
+    let mut tree = Tree::blank(width)?;
+    for node in nodes {
+        tree.set(node.index, node.node.as_deref())?;
+    }
+    RatchetTreeIn::tls_deserialize_exact_bytes(&tree.to_ratchet_tree()).map_err(mls)
+}
+
+/// MLSMessage(GroupInfo) of the current epoch, without the tree.
+///
+/// # Errors
+/// openmls.
+pub fn export_group_info(
+    step: &Step<'_>,
+    context: Context<'_>,
+    group: &MlsGroup,
+) -> Result<Vec<u8>, CoreError> {
+    group
+        .export_group_info(step.provider().crypto(), context.identity, false)
+        .map_err(mls)?
+        .to_bytes()
+        .map_err(mls)
+}
+
+/// What a true GroupInfo of this epoch hashes to.
+///
+/// # Errors
+/// openmls.
+pub fn state_hash(
+    step: &Step<'_>,
+    context: Context<'_>,
+    group: &MlsGroup,
+) -> Result<[u8; 32], CoreError> {
+    let info = export_group_info(step, context, group)?;
+    Ok(GroupInfo::parse(&info, MAX_BYTES)?.group_state_hash())
+}

@@ -1,0 +1,69 @@
+//! The member without IO: what it keeps of a group, what it sends, and what it makes of the log.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`records`] | what is kept beside openmls' own state, in the same transaction |
+//! | [`identity`] | the device's key and certificate, the pinned roots, who a leaf is |
+//! | [`group`] | configuration, creation, the roster, the tree as nodes |
+//! | [`commit`] | building a Commit with its CommitInfo; an application message |
+//! | [`check`] | what a member refuses in a Commit |
+//! | [`apply`] | entries of the log: process, merge, journal |
+//! | [`join`] | by Welcome, by external Commit |
+
+pub mod apply;
+pub mod check;
+pub mod commit;
+pub mod group;
+pub mod identity;
+pub mod join;
+pub mod records;
+
+use crate::store::StoreError;
+
+/// Why the core cannot do it.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreError {
+    /// openmls says no.
+    #[error("mls: {0}")]
+    Mls(String),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Bytes that do not parse, or that say what they must not.
+    #[error("malformed: {0}")]
+    Malformed(String),
+    /// A leaf that this device does not trust.
+    #[error("not trusted: {0}")]
+    Distrusted(String),
+    /// The group is not known here.
+    #[error("this device does not know the group")]
+    Unknown,
+    /// The group's state here does not allow it.
+    #[error("the group is {0} on this device")]
+    State(String),
+    /// After catching up nothing is left to do.
+    #[error("nothing is left to do")]
+    Nothing,
+}
+
+impl From<chancery_proto::wire::Malformed> for CoreError {
+    fn from(error: chancery_proto::wire::Malformed) -> Self {
+        Self::Malformed(error.0.to_owned())
+    }
+}
+
+/// An openmls error, by its text.
+pub(crate) fn mls(error: impl std::fmt::Display) -> CoreError {
+    CoreError::Mls(error.to_string())
+}
+
+/// What the core needs to know of its surroundings.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// This device.
+    pub identity: &'a identity::Identity,
+    /// The pinned roots.
+    pub trust: &'a identity::Trust,
+    /// Unix seconds.
+    pub now: i64,
+}

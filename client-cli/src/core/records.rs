@@ -1,0 +1,435 @@
+//! What a member keeps beside openmls' own state. All of it is written in the same transaction as that state.
+
+use std::{fmt, str::FromStr};
+
+use chancery_proto::{commit_info::Member, common::v1::GroupRef};
+use serde::{Deserialize, Serialize};
+
+use crate::store::{Step, StoreError};
+
+/// Which group: `<domain>/<lower hex>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GroupName {
+    /// The ordering Delivery Service.
+    pub domain: String,
+    /// 16 to 64 bytes.
+    pub id: Vec<u8>,
+}
+
+impl GroupName {
+    /// On the wire.
+    pub fn to_ref(&self) -> GroupRef {
+        GroupRef {
+            domain: self.domain.clone(),
+            id: self.id.clone().into(),
+        }
+    }
+
+    /// From the wire.
+    pub fn from_ref(group: &GroupRef) -> Self {
+        Self {
+            domain: group.domain.clone(),
+            id: group.id.to_vec(),
+        }
+    }
+}
+
+impl fmt::Display for GroupName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.domain, hex::encode(&self.id))
+    }
+}
+
+impl FromStr for GroupName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (domain, id) = text
+            .split_once('/')
+            .ok_or("a group is written <domain>/<hex>")?;
+        let id = hex::decode(id).map_err(|_| "a group's id is hex")?;
+        if domain.is_empty() || !(16..=64).contains(&id.len()) {
+            return Err("a group has a domain and an id of 16 to 64 bytes".into());
+        }
+        Ok(Self {
+            domain: domain.to_owned(),
+            id,
+        })
+    }
+}
+
+/// [`Member`] in the store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Person {
+    /// The vouching domain.
+    pub domain: String,
+    /// The user's UUID.
+    pub user: [u8; 16],
+    /// The device's UUID.
+    pub device: [u8; 16],
+}
+
+impl Person {
+    /// `mimi://<domain>/u/<uuid>`.
+    pub fn user_uri(&self) -> String {
+        chancery_proto::certificate::user_uri(&self.domain, uuid::Uuid::from_bytes(self.user))
+    }
+
+    /// `mimi://<domain>/d/<uuid>`.
+    pub fn device_uri(&self) -> String {
+        chancery_proto::certificate::device_uri(&self.domain, uuid::Uuid::from_bytes(self.device))
+    }
+}
+
+impl From<Member> for Person {
+    fn from(m: Member) -> Self {
+        Self {
+            domain: m.domain,
+            user: m.user,
+            device: m.device,
+        }
+    }
+}
+
+impl From<Person> for Member {
+    fn from(p: Person) -> Self {
+        Self {
+            domain: p.domain,
+            user: p.user,
+            device: p.device,
+        }
+    }
+}
+
+/// What this device may do in a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupState {
+    /// Made here, not yet accepted.
+    Creating,
+    /// A member.
+    Active,
+    /// It was removed; it reads no further.
+    Removed,
+    /// The server's history is not the one that was read; the group is stopped.
+    HistoryChanged,
+    /// The state cannot follow the log; only an external Commit helps. With the reason.
+    NeedsRejoin(String),
+}
+
+impl GroupState {
+    /// As in answers.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Active => "active",
+            Self::Removed => "removed",
+            Self::HistoryChanged => "history_changed",
+            Self::NeedsRejoin(_) => "needs_rejoin",
+        }
+    }
+}
+
+/// What a Commit is to do. Kept until the Commit is accepted, so that it can be built again on a newer epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Intent {
+    /// MLSMessage(KeyPackage) of each device to add.
+    pub key_packages: Vec<Vec<u8>>,
+    /// Devices to remove.
+    pub remove: Vec<Person>,
+    /// Devices of added users that had no KeyPackage.
+    pub left_out: Vec<Person>,
+    /// Renew the own leaf.
+    pub update: bool,
+}
+
+/// The kind of a pending operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// `CreateGroup`.
+    Create,
+    /// `SubmitCommit` of a member.
+    Commit,
+    /// `SubmitCommit` from outside.
+    External,
+}
+
+impl Operation {
+    /// As in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Commit => "commit",
+            Self::External => "external_commit",
+        }
+    }
+}
+
+/// What was made and may have been sent: its bytes are repeated until their outcome is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Made before sending.
+    pub message_id: [u8; 16],
+    /// Which call.
+    pub operation: Operation,
+    /// The encoded request.
+    pub request: Vec<u8>,
+    /// For building it again.
+    pub intent: Intent,
+    /// What it really adds.
+    pub added: Vec<Person>,
+    /// What it really removes.
+    pub removed: Vec<Person>,
+    /// Set once the server said so.
+    pub accepted: Option<Accepted>,
+}
+
+/// The server's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Its place in the log.
+    pub seq: u64,
+    /// The epoch that it began, or that a message was sent in.
+    pub epoch: u64,
+    /// The chain after it.
+    pub chain: Vec<u8>,
+    /// `Outcome`.
+    pub outcome: i32,
+    /// The request had been accepted before.
+    pub replayed: bool,
+}
+
+/// A group as this device sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Which.
+    pub name: GroupName,
+    /// See [`GroupState`].
+    pub state: GroupState,
+    /// The last entry that was applied.
+    pub head_seq: u64,
+    /// The chain after it.
+    pub chain: [u8; 32],
+    /// Of the MLS state.
+    pub epoch: u64,
+    /// The seq of the Commit that began it.
+    pub epoch_seq: u64,
+    /// The Commit that this device joined by.
+    pub joined_seq: u64,
+    /// Entries up to here cannot be decrypted: an external Commit renewed the state.
+    pub rejoined_seq: u64,
+    /// Proposals of this epoch that a Commit of this device takes in.
+    pub proposals: Vec<u64>,
+    /// Leaves that do not verify against the pinned roots: nothing is sent to a group that holds one.
+    pub distrusted: Vec<Person>,
+    /// At most one.
+    pub pending: Option<Pending>,
+    /// KeyPackages that were asked for and not yet used.
+    pub claim: Option<ClaimRecord>,
+}
+
+/// A claim that may have been answered: repeated with the same id, it gets the same packages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimRecord {
+    /// Made before asking.
+    pub claim_id: [u8; 16],
+    /// Domain and id of each device, sorted.
+    pub devices: Vec<(String, [u8; 16])>,
+}
+
+/// A message of this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    /// What it says.
+    pub text: Vec<u8>,
+    /// The encoded request.
+    pub request: Vec<u8>,
+    /// The epoch that it was framed in.
+    pub epoch: u64,
+    /// The name of that epoch.
+    pub epoch_seq: u64,
+    /// Set once the server said so, or the log showed it.
+    pub accepted: Option<Accepted>,
+}
+
+/// An entry as this device made it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    /// Its place.
+    pub seq: u64,
+    /// `EntryKind`.
+    pub kind: u32,
+    /// By its maker.
+    pub message_id: Vec<u8>,
+    /// Unix microseconds.
+    pub accepted_at_micros: i64,
+    /// As the server says.
+    pub epoch: u64,
+    /// As the server says.
+    pub epoch_seq: u64,
+    /// The chain after it.
+    pub chain: [u8; 32],
+    /// Who sent it, from the leaf's certificate.
+    pub sender: Option<Person>,
+    /// Of an application message.
+    pub text: Option<Vec<u8>>,
+    /// By this device.
+    pub own: bool,
+    /// Devices that the Commit added.
+    pub added: Vec<Person>,
+    /// Devices that the Commit removed.
+    pub removed: Vec<Person>,
+    /// Why it was passed over.
+    pub skipped: Option<String>,
+    /// What a reader should know about it.
+    pub note: Option<String>,
+}
+
+const GROUPS: &str = "groups";
+const OUTBOX: &str = "outbox";
+const UNSENT: &str = "unsent";
+const JOURNAL: &str = "journal";
+const WELCOMES: &str = "welcomes";
+
+type Done<T = ()> = Result<T, StoreError>;
+
+fn prefix(group: &GroupName) -> Vec<u8> {
+    let mut key = group.to_string().into_bytes();
+    key.push(0);
+    key
+}
+
+fn key(group: &GroupName, rest: &[u8]) -> Vec<u8> {
+    let mut key = prefix(group);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// A group's record.
+///
+/// # Errors
+/// The store.
+pub fn group(step: &Step<'_>, name: &GroupName) -> Done<Option<GroupRecord>> {
+    step.get(GROUPS, name.to_string().as_bytes())
+}
+
+/// Writes a group's record.
+///
+/// # Errors
+/// The store.
+pub fn put_group(step: &Step<'_>, record: &GroupRecord) -> Done {
+    step.put(GROUPS, record.name.to_string().as_bytes(), record)
+}
+
+/// Forgets a group's record; the journal stays.
+///
+/// # Errors
+/// The store.
+pub fn delete_group(step: &Step<'_>, name: &GroupName) -> Done {
+    step.delete(GROUPS, name.to_string().as_bytes())
+}
+
+/// Every group of this device.
+///
+/// # Errors
+/// The store.
+pub fn groups(step: &Step<'_>) -> Done<Vec<GroupRecord>> {
+    let found = step.list(GROUPS, b"", b"", usize::MAX)?;
+    Ok(found.into_iter().map(|(_, record)| record).collect())
+}
+
+/// A message of this device.
+///
+/// # Errors
+/// The store.
+pub fn outgoing(step: &Step<'_>, group: &GroupName, message_id: &[u8]) -> Done<Option<Outgoing>> {
+    step.get(OUTBOX, &key(group, message_id))
+}
+
+/// Writes a message of this device; it counts as unsent until it is accepted.
+///
+/// # Errors
+/// The store.
+pub fn put_outgoing(
+    step: &Step<'_>,
+    group: &GroupName,
+    message_id: &[u8],
+    message: &Outgoing,
+) -> Done {
+    let key = key(group, message_id);
+    step.put(OUTBOX, &key, message)?;
+    if message.accepted.is_none() {
+        step.put(UNSENT, &key, &())
+    } else {
+        step.delete(UNSENT, &key)
+    }
+}
+
+/// Forgets a message that was refused.
+///
+/// # Errors
+/// The store.
+pub fn delete_outgoing(step: &Step<'_>, group: &GroupName, message_id: &[u8]) -> Done {
+    let key = key(group, message_id);
+    step.delete(OUTBOX, &key)?;
+    step.delete(UNSENT, &key)
+}
+
+/// The ids of messages whose outcome is not known.
+///
+/// # Errors
+/// The store.
+pub fn unsent(step: &Step<'_>, group: &GroupName) -> Done<Vec<Vec<u8>>> {
+    let prefix = prefix(group);
+    let found: Vec<(Vec<u8>, ())> = step.list(UNSENT, &prefix, b"", usize::MAX)?;
+    Ok(found
+        .into_iter()
+        .map(|(key, ())| key[prefix.len()..].to_vec())
+        .collect())
+}
+
+/// Keeps the last Welcome of a group as it came, for questions asked later; its keys are gone once it was used.
+///
+/// # Errors
+/// The store.
+pub fn put_welcome(step: &Step<'_>, group: &GroupName, frame: &[u8]) -> Done {
+    step.put(WELCOMES, group.to_string().as_bytes(), &frame)
+}
+
+/// The last Welcome of a group, as it came.
+///
+/// # Errors
+/// The store.
+pub fn welcome(step: &Step<'_>, group: &GroupName) -> Done<Option<Vec<u8>>> {
+    step.get(WELCOMES, group.to_string().as_bytes())
+}
+
+/// Writes an entry.
+///
+/// # Errors
+/// The store.
+pub fn put_entry(step: &Step<'_>, group: &GroupName, entry: &JournalEntry) -> Done {
+    step.put(JOURNAL, &key(group, &entry.seq.to_be_bytes()), entry)
+}
+
+/// One entry.
+///
+/// # Errors
+/// The store.
+pub fn entry(step: &Step<'_>, group: &GroupName, seq: u64) -> Done<Option<JournalEntry>> {
+    step.get(JOURNAL, &key(group, &seq.to_be_bytes()))
+}
+
+/// Entries after a seq, in order.
+///
+/// # Errors
+/// The store.
+pub fn entries(
+    step: &Step<'_>,
+    group: &GroupName,
+    after_seq: u64,
+    limit: usize,
+) -> Done<Vec<JournalEntry>> {
+    let after = key(group, &after_seq.to_be_bytes());
+    let found = step.list(JOURNAL, &prefix(group), &after, limit)?;
+    Ok(found.into_iter().map(|(_, entry)| entry).collect())
+}

@@ -1,0 +1,558 @@
+//! Groups made and changed. A Commit is kept before it is sent; a lost race is re-based on the winner and tried again.
+
+use chancery_proto::{
+    common::v1::{DeviceRef, Reason},
+    delivery::v1::{
+        Claim, ClaimKeyPackagesRequest, ClaimOutcome, CreateGroupRequest, GetGroupInfoRequest,
+        LeaveGroupRequest, RequiredCapabilities, SubmitCommitRequest,
+    },
+    policy::POLICY_EXTENSION,
+    signed,
+};
+use openmls::prelude::CredentialType;
+use openmls_traits::signatures::Signer as _;
+use prost::Message as _;
+
+use super::{Member, directory::Name, new_id, now};
+use crate::{
+    core::{
+        CoreError, commit, group, join,
+        records::{
+            self, Accepted, ClaimRecord, GroupName, GroupState, Intent, Operation, Pending, Person,
+        },
+    },
+    failure::Failure,
+    fault,
+};
+
+/// How often a lost race is tried again.
+const RACES: u32 = 50;
+/// How long a leave request stands, seconds.
+const LEAVE_SECONDS: i64 = 7 * 86_400;
+
+/// What was met on the way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Races lost.
+    pub races: u32,
+    /// Seqs of the Commits that won them.
+    pub winner_seqs: Vec<u64>,
+    /// Requests that were sent and got no answer.
+    pub unknown_outcomes: u32,
+}
+
+/// What became of a pending operation.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// Which.
+    pub message_id: [u8; 16],
+    /// What it was.
+    pub pending: Pending,
+    /// Where it stands; `None` when another Commit was first.
+    pub accepted: Option<Accepted>,
+}
+
+/// An accepted change of a group.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Which group.
+    pub group: GroupName,
+    /// The Commit's id.
+    pub message_id: [u8; 16],
+    /// Where it stands.
+    pub accepted: Accepted,
+    /// Devices that got a leaf.
+    pub added: Vec<Person>,
+    /// Devices that lost theirs.
+    pub removed: Vec<Person>,
+    /// Devices that were asked for and got no leaf, with the reason.
+    pub left_out: Vec<(String, String)>,
+    /// What was met on the way.
+    pub tally: Tally,
+}
+
+/// A claim's answers: KeyPackages, devices without one, and why.
+#[derive(Debug, Default)]
+struct Claimed {
+    key_packages: Vec<Vec<u8>>,
+    left_out: Vec<Person>,
+    reasons: Vec<(String, String)>,
+}
+
+impl Member {
+    /// Makes a group with only this device in it.
+    ///
+    /// # Errors
+    /// The refusal, no answer (the creation is kept and `sync` finishes it), or the store.
+    pub async fn create_group(&self) -> Result<Committed, Failure> {
+        let name = GroupName {
+            domain: self.profile.delivery_domain.clone(),
+            id: [new_id(), new_id()].concat(),
+        };
+        self.step(|step, context| {
+            group::create(step, context, &name, group::SUITES[0], new_id()).map(|_| ())
+        })?;
+        fault::point("before-send");
+        let mut tally = Tally::default();
+        let settled = self.settle(&name, &mut tally).await?;
+        finished(name, settled, tally, Vec::new())
+    }
+
+    /// Adds devices in one Commit; those that cannot be added are reported, not fatal.
+    ///
+    /// # Errors
+    /// The refusal, no answer, nothing to add, or the store.
+    pub async fn add(&self, name: &GroupName, devices: &[Name]) -> Result<Committed, Failure> {
+        let mut tally = Tally::default();
+        let before = self.settle(name, &mut tally).await?;
+        self.read_up(name).await?;
+        let wanted = self.step(|step, _| {
+            let roster = group::roster(&group::load(step, name)?)?;
+            let is_in = |d: &Name| {
+                roster
+                    .iter()
+                    .any(|(_, p)| p.domain == d.0 && p.device == d.1)
+            };
+            let mut wanted: Vec<Name> = devices.iter().filter(|d| !is_in(d)).cloned().collect();
+            wanted.sort();
+            wanted.dedup();
+            Ok(wanted)
+        })?;
+        if wanted.is_empty() {
+            return finished(name.clone(), before, tally, Vec::new());
+        }
+        let claimed = self.claim(name, wanted).await?;
+        let intent = Intent {
+            key_packages: claimed.key_packages,
+            left_out: claimed.left_out,
+            ..Intent::default()
+        };
+        if intent.key_packages.is_empty() {
+            let reasons: Vec<String> = claimed
+                .reasons
+                .iter()
+                .map(|(device, why)| format!("{device}: {why}"))
+                .collect();
+            return Err(Failure::Core(CoreError::State(format!(
+                "without a KeyPackage of these devices: {}",
+                reasons.join(", ")
+            ))));
+        }
+        let mut done = self.change(name, intent, tally).await?;
+        done.left_out.extend(claimed.reasons);
+        Ok(done)
+    }
+
+    /// Removes devices in one Commit.
+    ///
+    /// # Errors
+    /// The refusal, no answer, nobody to remove, or the store.
+    pub async fn remove(&self, name: &GroupName, devices: &[Name]) -> Result<Committed, Failure> {
+        let mut tally = Tally::default();
+        let before = self.settle(name, &mut tally).await?;
+        self.read_up(name).await?;
+        let remove = self.step(|step, context| {
+            let roster = group::roster(&group::load(step, name)?)?;
+            let people = roster.into_iter().map(|(_, person)| person);
+            Ok(people
+                .filter(|p| *p != context.identity.person)
+                .filter(|p| devices.iter().any(|d| p.domain == d.0 && p.device == d.1))
+                .collect::<Vec<_>>())
+        })?;
+        if remove.is_empty() {
+            return finished(name.clone(), before, tally, Vec::new());
+        }
+        let intent = Intent {
+            remove,
+            ..Intent::default()
+        };
+        self.change(name, intent, tally).await
+    }
+
+    /// Asks the others to remove this device: the request is signed with the leaf's key, and becomes an entry of the log. Its seq.
+    ///
+    /// # Errors
+    /// The refusal, no answer, or the store.
+    pub async fn leave(&self, name: &GroupName) -> Result<u64, Failure> {
+        let record = self.step(|step, _| commit::active(step, name))?;
+        let joined_seq = record.joined_seq.max(record.rejoined_seq);
+        let expires_at = now() + LEAVE_SECONDS;
+        let own = &self.identity.person;
+        let content = signed::leave(
+            (&name.domain, &name.id),
+            (&own.domain, &own.device),
+            joined_seq,
+            expires_at,
+        );
+        let signature = self
+            .identity
+            .sign(&signed::to_be_signed(signed::LEAVE, &content))
+            .map_err(|_| Failure::Profile("the device key cannot sign".into()))?;
+        let request = LeaveGroupRequest {
+            group: Some(name.to_ref()),
+            message_id: new_id().to_vec().into(),
+            joined_seq,
+            expires_at,
+            signature: signature.into(),
+        };
+        let answer = self
+            .delivery(request, async |mut client, request| {
+                Ok(client.leave_group(request).await?.into_inner())
+            })
+            .await?;
+        Ok(answer.value.seq)
+    }
+
+    /// The devices of users that are in a group, as this device sees it.
+    ///
+    /// # Errors
+    /// The group is not known here, or the store.
+    pub fn devices_in(&self, name: &GroupName, users: &[Name]) -> Result<Vec<Name>, Failure> {
+        self.step(|step, _| {
+            let roster = group::roster(&group::load(step, name)?)?;
+            Ok(roster
+                .into_iter()
+                .filter(|(_, p)| users.iter().any(|u| p.domain == u.0 && p.user == u.1))
+                .map(|(_, p)| (p.domain, p.device))
+                .collect())
+        })
+    }
+
+    /// Renews the keys of this device's leaf.
+    ///
+    /// # Errors
+    /// The refusal, no answer, or the store.
+    pub async fn update(&self, name: &GroupName) -> Result<Committed, Failure> {
+        let intent = Intent {
+            update: true,
+            ..Intent::default()
+        };
+        self.change(name, intent, Tally::default()).await
+    }
+
+    /// Comes back by an external Commit: this device is in the roster, has its key, and lost its state.
+    ///
+    /// # Errors
+    /// The refusal (the policy may not allow it), no answer, or the store.
+    pub async fn rejoin(&self, name: &GroupName) -> Result<Committed, Failure> {
+        let mut tally = Tally::default();
+        loop {
+            let known = self.step(|step, _| Ok(records::group(step, name)?))?;
+            if known.is_some_and(|r| r.pending.is_some()) {
+                let settled = self.settle(name, &mut tally).await?;
+                if settled.as_ref().is_some_and(|s| {
+                    s.accepted.is_some() && s.pending.operation == Operation::External
+                }) {
+                    return finished(name.clone(), settled, tally, Vec::new());
+                }
+            }
+            if tally.races > RACES {
+                return Err(Failure::Races { races: tally.races });
+            }
+            let request = GetGroupInfoRequest {
+                group: Some(name.to_ref()),
+            };
+            let info = self
+                .delivery(request, async |mut client, request| {
+                    Ok(client.get_group_info(request).await?.into_inner())
+                })
+                .await?
+                .value;
+            let tree = self.tree(name, info.epoch_seq).await?;
+            self.step(|step, context| {
+                join::external(step, context, name, &info, tree, new_id()).map(|_| ())
+            })?;
+            fault::point("before-send");
+        }
+    }
+
+    /// One intent until it is done: settle what is open, catch up, build, send, and once more after a lost race.
+    async fn change(
+        &self,
+        name: &GroupName,
+        intent: Intent,
+        mut tally: Tally,
+    ) -> Result<Committed, Failure> {
+        let mut unusable = Vec::new();
+        loop {
+            let settled = self.settle(name, &mut tally).await?;
+            if settled
+                .as_ref()
+                .is_some_and(|s| s.accepted.is_some() && same_change(&s.pending.intent, &intent))
+            {
+                return finished(name.clone(), settled, tally, unusable);
+            }
+            if tally.races > RACES {
+                return Err(Failure::Races { races: tally.races });
+            }
+            self.read_up(name).await?;
+            let plan = self.step(|step, context| {
+                let mut record = commit::active(step, name)?;
+                if record.pending.is_some() {
+                    // Another command of this profile was faster; its Commit goes first.
+                    return Ok(commit::Plan::default());
+                }
+                commit::stage(step, context, &mut record, &intent, new_id())
+            })?;
+            unusable = plan
+                .unusable
+                .into_iter()
+                .map(|(person, why)| (person.map_or_else(String::new, |p| p.device_uri()), why))
+                .collect();
+            fault::point("before-send");
+        }
+    }
+
+    /// Finds out what became of a group's pending operation, sending it again if need be.
+    ///
+    /// # Errors
+    /// A refusal other than a lost race, no answer, or the store.
+    pub async fn settle(
+        &self,
+        name: &GroupName,
+        tally: &mut Tally,
+    ) -> Result<Option<Settled>, Failure> {
+        let record = self.step(|step, _| Ok(records::group(step, name)?))?;
+        let Some(pending) = record.and_then(|record| record.pending) else {
+            return Ok(None);
+        };
+        let settled = |accepted| {
+            Ok(Some(Settled {
+                message_id: pending.message_id,
+                pending: pending.clone(),
+                accepted,
+            }))
+        };
+        let sent = match &pending.accepted {
+            Some(accepted) => Ok((accepted.clone(), 0)),
+            None => self.submit(&pending).await,
+        };
+        let (accepted, unknown) = match sent {
+            Ok(sent) => sent,
+            Err(failure) if failure.reason() == Some(Reason::StaleEpoch) => {
+                tally.races += 1;
+                if let Failure::Refused(refusal) = &failure
+                    && let Some(seq) = refusal.metadata.get("winner_seq")
+                {
+                    tally.winner_seqs.extend(seq.parse::<u64>());
+                }
+                self.give_way(name, &pending).await?;
+                return settled(None);
+            }
+            Err(failure @ Failure::Refused(_)) => {
+                self.drop_pending(name, &pending)?;
+                return Err(failure);
+            }
+            Err(failure) => return Err(failure.kept()),
+        };
+        tally.unknown_outcomes += unknown;
+        fault::point("after-send");
+        self.accept(name, &pending, &accepted).await?;
+        settled(Some(accepted))
+    }
+
+    async fn submit(&self, pending: &Pending) -> Result<(Accepted, u32), Failure> {
+        let unreadable = |_| Failure::Profile("a pending request cannot be read".into());
+        if pending.operation == Operation::Create {
+            let request =
+                CreateGroupRequest::decode(pending.request.as_slice()).map_err(unreadable)?;
+            let answer = self
+                .delivery(request, async |mut client, request| {
+                    Ok(client.create_group(request).await?.into_inner())
+                })
+                .await?;
+            let created = answer.value;
+            let accepted = Accepted {
+                seq: created.head_seq,
+                epoch: created.epoch,
+                chain: created.chain.to_vec(),
+                outcome: 1,
+                replayed: created.replayed,
+            };
+            return Ok((accepted, answer.unknown_outcomes));
+        }
+        let request =
+            SubmitCommitRequest::decode(pending.request.as_slice()).map_err(unreadable)?;
+        let mut answer = self
+            .delivery(request, async |mut client, request| {
+                Ok(client.submit_commit(request).await?.into_inner())
+            })
+            .await?;
+        let result = answer
+            .value
+            .results
+            .pop()
+            .ok_or_else(|| Failure::Answer("an accepted Commit without a result".into()))?;
+        let accepted = Accepted {
+            seq: result.seq,
+            epoch: result.epoch,
+            chain: result.chain.to_vec(),
+            outcome: result.outcome,
+            replayed: result.replayed,
+        };
+        Ok((accepted, answer.unknown_outcomes))
+    }
+
+    /// Takes over an accepted operation: a Commit is merged where it stands in the log, after what came before it.
+    async fn accept(
+        &self,
+        name: &GroupName,
+        pending: &Pending,
+        accepted: &Accepted,
+    ) -> Result<(), Failure> {
+        self.step(|step, _| {
+            let Some(mut record) = records::group(step, name)? else {
+                return Ok(());
+            };
+            // Another command of this profile may have taken it over meanwhile.
+            if let Some(known) = &mut record.pending
+                && known.message_id == pending.message_id
+            {
+                known.accepted = Some(accepted.clone());
+                if pending.operation == Operation::Create {
+                    record.state = GroupState::Active;
+                    record.head_seq = accepted.seq;
+                    record.chain = accepted
+                        .chain
+                        .as_slice()
+                        .try_into()
+                        .map_err(|_| CoreError::Malformed("chain".into()))?;
+                    record.pending = None;
+                }
+                records::put_group(step, &record)?;
+            }
+            Ok(())
+        })?;
+        if pending.operation != Operation::Create {
+            self.read_up(name).await?;
+        }
+        Ok(())
+    }
+
+    /// Another Commit was first: its entry makes this device drop its own. An external Commit is made anew.
+    async fn give_way(&self, name: &GroupName, pending: &Pending) -> Result<(), Failure> {
+        if pending.operation == Operation::Commit {
+            self.read_up(name).await?;
+        }
+        self.drop_pending(name, pending)
+    }
+
+    fn drop_pending(&self, name: &GroupName, pending: &Pending) -> Result<(), Failure> {
+        self.step(|step, _| {
+            let Some(mut record) = records::group(step, name)? else {
+                return Ok(());
+            };
+            match &record.pending {
+                Some(known) if known.message_id == pending.message_id => {
+                    commit::drop_pending(step, &mut record)
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Asks for one KeyPackage of each device. The claim's id is kept first: repeated after a crash it gets the same packages.
+    async fn claim(&self, name: &GroupName, devices: Vec<Name>) -> Result<Claimed, Failure> {
+        let claim_id = self.step(|step, _| {
+            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let claim = match record.claim.take().filter(|c| c.devices == devices) {
+                Some(claim) => claim,
+                None => ClaimRecord {
+                    claim_id: new_id(),
+                    devices: devices.clone(),
+                },
+            };
+            let id = claim.claim_id;
+            record.claim = Some(claim);
+            records::put_group(step, &record)?;
+            Ok(id)
+        })?;
+        let request = ClaimKeyPackagesRequest {
+            claim_id: claim_id.to_vec().into(),
+            devices: devices
+                .iter()
+                .map(|(domain, id)| DeviceRef {
+                    domain: domain.clone(),
+                    id: id.to_vec().into(),
+                })
+                .collect(),
+            suites: vec![u16::from(group::SUITES[0]).into()],
+            required: Some(RequiredCapabilities {
+                extensions: vec![POLICY_EXTENSION.into()],
+                proposals: vec![],
+                credentials: vec![u16::from(CredentialType::X509).into()],
+            }),
+            for_group: Some(name.to_ref()),
+        };
+        let claims = self
+            .delivery(request, async |mut client, request| {
+                let mut parts = client.claim_key_packages(request).await?.into_inner();
+                let mut claims = Vec::new();
+                while let Some(part) = parts.message().await? {
+                    claims.extend(part.claims);
+                }
+                Ok(claims)
+            })
+            .await?
+            .value;
+        fault::point("after-claim");
+        let mut claimed = Claimed::default();
+        for claim in claims {
+            claimed.take(claim);
+        }
+        Ok(claimed)
+    }
+}
+
+impl Claimed {
+    fn take(&mut self, claim: Claim) {
+        let outcome = claim.outcome();
+        if outcome == ClaimOutcome::KeyPackage {
+            self.key_packages.push(claim.key_package.to_vec());
+            return;
+        }
+        let Some(device) = claim.device else { return };
+        let Ok(id) = <[u8; 16]>::try_from(device.id.as_ref()) else {
+            return;
+        };
+        let uri =
+            chancery_proto::certificate::device_uri(&device.domain, uuid::Uuid::from_bytes(id));
+        let why = outcome.as_str_name().trim_start_matches("CLAIM_OUTCOME_");
+        self.reasons.push((uri, why.to_lowercase()));
+        if let Some(user) = claim.user
+            && let Ok(user) = user.id.as_ref().try_into()
+        {
+            self.left_out.push(Person {
+                domain: device.domain,
+                user,
+                device: id,
+            });
+        }
+    }
+}
+
+/// What was settled is what is wanted now: a command repeated after a crash.
+fn same_change(settled: &Intent, wanted: &Intent) -> bool {
+    settled.update == wanted.update
+        && settled.remove == wanted.remove
+        && settled.key_packages == wanted.key_packages
+}
+
+fn finished(
+    group: GroupName,
+    settled: Option<Settled>,
+    tally: Tally,
+    left_out: Vec<(String, String)>,
+) -> Result<Committed, Failure> {
+    let settled = settled.ok_or(CoreError::Nothing)?;
+    let accepted = settled.accepted.ok_or(CoreError::Nothing)?;
+    Ok(Committed {
+        group,
+        message_id: settled.message_id,
+        accepted,
+        added: settled.pending.added,
+        removed: settled.pending.removed,
+        left_out,
+        tally,
+    })
+}

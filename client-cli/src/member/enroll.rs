@@ -1,0 +1,341 @@
+//! Becoming a device, and the KeyPackages that others add it by.
+
+use std::{path::Path, time::Duration};
+
+use chancery_proto::{
+    auth::v1::{Credential, EnrollRequest, EnrollResponse, enroll_request},
+    certificate::Anchors,
+    common::v1::Reason,
+    delivery::v1::{
+        GetKeyPackageStockRequest, GetServiceInfoRequest, PublishKeyPackagesRequest, Stock,
+    },
+    signed,
+};
+use openmls::prelude::{KeyPackage, Lifetime, MlsMessageOut};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use ring::signature::Ed25519KeyPair;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::{Auth, Delivery, IDENTITY, META, Member, fetch_intermediates, now, open_store};
+use crate::{
+    core::{CoreError, group, identity::Identity, mls, records::Person},
+    failure::Failure,
+    fault,
+    profile::{PinnedRoot, Profile},
+    store::{Store, StoreError},
+    transport::Transport,
+};
+
+const ENROLMENT: &[u8] = b"enrolment";
+/// One-time KeyPackages are filled up to this by default.
+pub const KEY_PACKAGES: u32 = 20;
+/// Longest lifetime that this device gives a KeyPackage: below the servers' usual limit of 90 days.
+const KEY_PACKAGE_SECONDS: i64 = 80 * 86_400;
+const PUBLISH_PART: u32 = 100;
+
+/// What `enroll` is told.
+#[derive(Debug, Clone)]
+pub struct Enrolment {
+    /// The invitation's code.
+    pub invitation: String,
+    /// The domain that the root is pinned for; the Authentication Service must speak for it when it is given.
+    pub domain: Option<String>,
+    /// Pins the own domain's root.
+    pub root: std::path::PathBuf,
+    /// Roots of other domains.
+    pub other_roots: Vec<PinnedRoot>,
+    /// Shown to the user.
+    pub device_name: String,
+    /// The Delivery Service's domain, as it says itself when absent.
+    pub delivery_domain: Option<String>,
+    /// How many one-time KeyPackages to publish.
+    pub key_packages: u32,
+}
+
+/// Kept before anything is sent: a crash goes on with the same key and the same proof.
+#[derive(Clone, Serialize, Deserialize)]
+struct Begun {
+    invitation_hash: [u8; 32],
+    pkcs8: Zeroizing<Vec<u8>>,
+    csr: Vec<u8>,
+    proof: Vec<u8>,
+    proof_time: i64,
+}
+
+fn damaged(what: impl std::fmt::Display) -> Failure {
+    Failure::Profile(what.to_string())
+}
+
+impl Begun {
+    fn new(domain: &str, invitation: &str) -> Result<Self, Failure> {
+        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(damaged)?;
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .map_err(damaged)?;
+        let mut begun = Self {
+            invitation_hash: Sha256::digest(invitation).into(),
+            pkcs8: Zeroizing::new(key.serialize_der()),
+            csr: csr.der().to_vec(),
+            proof: Vec::new(),
+            proof_time: 0,
+        };
+        begun.prove(domain, invitation)?;
+        Ok(begun)
+    }
+
+    /// A proof of now, by the same key.
+    fn prove(&mut self, domain: &str, invitation: &str) -> Result<(), Failure> {
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8).map_err(damaged)?;
+        self.proof_time = now();
+        let content = signed::enroll(domain, invitation, &self.csr, self.proof_time);
+        let bytes = signed::to_be_signed(signed::ENROLL, &content);
+        self.proof = pair.sign(&bytes).as_ref().to_vec();
+        Ok(())
+    }
+
+    fn request(&self, invitation: &str, device_name: &str) -> EnrollRequest {
+        EnrollRequest {
+            by: Some(enroll_request::By::Invitation(invitation.to_owned())),
+            credentials: vec![Credential {
+                scheme: 0x0807,
+                csr: self.csr.clone().into(),
+                proof: self.proof.clone().into(),
+                proof_time: self.proof_time,
+            }],
+            device_name: device_name.to_owned(),
+        }
+    }
+}
+
+/// Makes the key, enrolls, writes the profile and publishes KeyPackages. After a crash the same call goes on where it stopped.
+///
+/// # Errors
+/// The services' refusals, a certificate that the pinned root does not vouch for, or the profile.
+pub async fn enroll(
+    folder: &Path,
+    mut profile: Profile,
+    enrolment: &Enrolment,
+    deadline: Duration,
+) -> Result<Member, Failure> {
+    crate::profile::prepare_folder(folder)?;
+    let mut store = super::blocking(|| open_store(folder))?;
+    let done: Option<Identity> = store.step(|step| step.get(META, IDENTITY))?;
+    if done.is_none() {
+        let transport = Transport::new(&profile, deadline)?;
+        learn_domains(&mut profile, enrolment, &transport).await?;
+        let identity = certified(&mut store, &profile, enrolment, &transport).await?;
+        profile.write(folder)?;
+        store.step(|step| -> Result<(), StoreError> {
+            step.put(META, IDENTITY, &identity)?;
+            step.delete(META, ENROLMENT)
+        })?;
+    }
+    drop(store);
+    fault::point("enroll-after-answer");
+    let member = Member::open(folder, Profile::read(folder)?, deadline).await?;
+    member.fill_key_packages(enrolment.key_packages).await?;
+    Ok(member)
+}
+
+async fn learn_domains(
+    profile: &mut Profile,
+    enrolment: &Enrolment,
+    transport: &Transport,
+) -> Result<(), Failure> {
+    let info = transport
+        .repeat(async || {
+            let mut client = Auth::new(transport.auth.clone());
+            let request = chancery_proto::auth::v1::GetServiceInfoRequest {};
+            Ok(client.get_service_info(request).await?.into_inner())
+        })
+        .await?
+        .value;
+    if enrolment.domain.as_ref().is_some_and(|d| *d != info.domain) {
+        return Err(Failure::Answer(format!(
+            "the Authentication Service speaks for {:?}",
+            info.domain
+        )));
+    }
+    profile.domain = info.domain;
+    profile.pin(PinnedRoot::from_file(
+        &profile.domain,
+        &profile.auth_url,
+        &enrolment.root,
+    )?);
+    for root in &enrolment.other_roots {
+        profile.pin(root.clone());
+    }
+    profile.delivery_domain = match &enrolment.delivery_domain {
+        Some(domain) => domain.clone(),
+        None => {
+            let info = transport.repeat(async || {
+                let mut client = Delivery::new(transport.delivery.clone());
+                let request = GetServiceInfoRequest {};
+                Ok(client.get_service_info(request).await?.into_inner())
+            });
+            info.await?.value.domain
+        }
+    };
+    Ok(())
+}
+
+async fn certified(
+    store: &mut Store,
+    profile: &Profile,
+    enrolment: &Enrolment,
+    transport: &Transport,
+) -> Result<Identity, Failure> {
+    let invitation = enrolment.invitation.trim();
+    let hash: [u8; 32] = Sha256::digest(invitation).into();
+    let begun: Option<Begun> = store.step(|step| step.get(META, ENROLMENT))?;
+    let mut begun = match begun.filter(|begun| begun.invitation_hash == hash) {
+        Some(begun) => begun,
+        None => Begun::new(&profile.domain, invitation)?,
+    };
+    store.step(|step| step.put(META, ENROLMENT, &begun))?;
+    fault::point("enroll-after-key");
+    let send = async |begun: &Begun| -> Result<EnrollResponse, Failure> {
+        let request = begun.request(invitation, &enrolment.device_name);
+        let answer = transport
+            .repeat(async || {
+                let mut client = Auth::new(transport.auth.clone());
+                Ok(client.enroll(request.clone()).await?.into_inner())
+            })
+            .await;
+        Ok(answer.map_err(Failure::kept)?.value)
+    };
+    let answer = match send(&begun).await {
+        // One that never arrived is too old by now; one that had arrived would have been answered.
+        Err(failure) if failure.reason() == Some(Reason::ProofInvalid) => {
+            begun.prove(&profile.domain, invitation)?;
+            store.step(|step| step.put(META, ENROLMENT, &begun))?;
+            send(&begun).await?
+        }
+        other => other?,
+    };
+    verified(profile, transport, &begun, &answer).await
+}
+
+/// The certificate must be for the own key, and the pinned root must vouch for it.
+async fn verified(
+    profile: &Profile,
+    transport: &Transport,
+    begun: &Begun,
+    answer: &EnrollResponse,
+) -> Result<Identity, Failure> {
+    let bad = |why: &str| Failure::Answer(format!("the certificate: {why}"));
+    let certificate = answer.certificates.first().ok_or_else(|| bad("none"))?;
+    let root = profile
+        .roots
+        .iter()
+        .find(|root| root.domain == profile.domain)
+        .ok_or_else(|| bad("no pinned root"))?;
+    let intermediates = fetch_intermediates(transport, root, profile.tls_ca.as_deref()).await?;
+    let anchors = Anchors::pinned(&root.der()?, &intermediates, now())
+        .map_err(|error| bad(&error.to_string()))?;
+    let seen = anchors
+        .verify_device(certificate, now())
+        .map_err(|error| bad(&error.to_string()))?;
+    let identity = Identity {
+        person: Person {
+            domain: seen.domain,
+            user: *seen.user.as_bytes(),
+            device: *seen.device.as_bytes(),
+        },
+        certificate: certificate.to_vec(),
+        pkcs8: begun.pkcs8.clone(),
+    };
+    if identity.person.domain != profile.domain || seen.public_key != identity.public_key()? {
+        return Err(bad("another key or domain"));
+    }
+    Ok(identity)
+}
+
+impl Member {
+    /// What the server has in stock of this device.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn key_package_stock(&self) -> Result<Vec<Stock>, Failure> {
+        let answer = self
+            .delivery(GetKeyPackageStockRequest {}, async |mut client, request| {
+                Ok(client.get_key_package_stock(request).await?.into_inner())
+            })
+            .await?;
+        Ok(answer.value.stock)
+    }
+
+    /// Publishes as many one-time KeyPackages as are missing, and a last resort when there is none.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn fill_key_packages(&self, wanted: u32) -> Result<Vec<Stock>, Failure> {
+        let stock = self.key_package_stock().await?;
+        let suite = u32::from(u16::from(group::SUITES[0]));
+        let own = stock.iter().find(|s| s.suite == suite);
+        let missing = wanted.saturating_sub(own.map_or(0, |s| s.one_time));
+        let last_resort = !own.is_some_and(|s| s.last_resort);
+        self.publish_key_packages(missing, last_resort).await
+    }
+
+    /// Publishes new KeyPackages. Their private parts are kept before they are sent.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn publish_key_packages(
+        &self,
+        count: u32,
+        last_resort: bool,
+    ) -> Result<Vec<Stock>, Failure> {
+        let (mut left, mut last_resort) = (count, last_resort);
+        while left > 0 || last_resort {
+            let part = left.min(PUBLISH_PART);
+            let key_packages = self.make_key_packages(part, last_resort)?;
+            let request = PublishKeyPackagesRequest {
+                key_packages: key_packages.into_iter().map(Into::into).collect(),
+                ..PublishKeyPackagesRequest::default()
+            };
+            self.delivery(request, async |mut client, request| {
+                client.publish_key_packages(request).await
+            })
+            .await?;
+            left -= part;
+            last_resort = false;
+        }
+        self.key_package_stock().await
+    }
+
+    fn make_key_packages(&self, count: u32, last_resort: bool) -> Result<Vec<Vec<u8>>, Failure> {
+        let (_, certificate_ends) =
+            chancery_proto::certificate::validity(&self.identity.certificate).map_err(damaged)?;
+        self.step(|step, context| {
+            let ends = certificate_ends.min(context.now + KEY_PACKAGE_SECONDS);
+            let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+            let lifetime = Lifetime::init(seconds(context.now - 3_600), seconds(ends));
+            let kinds = (0..count).map(|_| false).chain(last_resort.then_some(true));
+            kinds
+                .map(|last_resort| {
+                    let mut builder = KeyPackage::builder()
+                        .leaf_node_capabilities(group::capabilities())
+                        .key_package_lifetime(lifetime);
+                    if last_resort {
+                        builder = builder.mark_as_last_resort();
+                    }
+                    let made = builder
+                        .build(
+                            group::SUITES[0],
+                            step.provider(),
+                            context.identity,
+                            context.identity.credential()?,
+                        )
+                        .map_err(mls)?;
+                    MlsMessageOut::from(made.key_package().clone())
+                        .to_bytes()
+                        .map_err(mls)
+                })
+                .collect::<Result<_, CoreError>>()
+        })
+    }
+}

@@ -1,0 +1,357 @@
+//! The member: the core, the store and the services together.
+//!
+//! Every operation is written down before it is sent, repeated with the same bytes until it is answered, and taken over in one transaction.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | opening a profile, tokens, the pinned roots |
+//! | [`enroll`] | becoming a device; KeyPackages |
+//! | [`directory`] | people and their devices |
+//! | [`sync`] | Welcomes and logs up to their heads; what a crash left open |
+//! | [`commit`] | groups made and changed, races included |
+//! | [`send`] | messages |
+//! | [`listen`] | following everything |
+
+pub mod commit;
+pub mod directory;
+pub mod enroll;
+pub mod listen;
+pub mod send;
+pub mod sync;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use chancery_proto::{
+    auth::v1::{GetServiceInfoRequest, IssueTokenRequest, auth_service_client::AuthServiceClient},
+    certificate::Anchors,
+    common::v1::Reason,
+    delivery::v1::delivery_service_client::DeliveryServiceClient,
+    token::{ASSERTION_TYPE, AssertionClaims, sign},
+};
+use serde::{Deserialize, Serialize};
+use tonic::{Request, Status, transport::Channel};
+use uuid::Uuid;
+
+use crate::{
+    core::{
+        Context, CoreError,
+        identity::{Identity, Trust},
+    },
+    failure::Failure,
+    profile::{PinnedRoot, Profile},
+    store::{Step, Store},
+    transport::{Answered, Transport, channel, with_token},
+};
+
+const META: &str = "meta";
+const IDENTITY: &[u8] = b"identity";
+/// A token this close to its end is not used.
+const TOKEN_MARGIN_SECONDS: i64 = 30;
+/// How often intermediates are asked for again.
+const ROOTS_SECONDS: i64 = 3_600;
+
+/// The Delivery Service's client.
+pub type Delivery = DeliveryServiceClient<Channel>;
+/// The Authentication Service's client.
+pub type Auth = AuthServiceClient<Channel>;
+
+/// Which service a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// The Authentication Service.
+    Auth,
+    /// The Delivery Service.
+    Delivery,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CachedToken {
+    token: String,
+    expires_at: i64,
+}
+
+/// Certificates that a pinned root was last shown to vouch for.
+#[derive(Serialize, Deserialize)]
+struct Intermediates {
+    der: Vec<Vec<u8>>,
+    fetched_at: i64,
+}
+
+/// An enrolled device.
+#[derive(Debug)]
+pub struct Member {
+    folder: PathBuf,
+    profile: Profile,
+    store: Mutex<Store>,
+    identity: Identity,
+    trust: Trust,
+    transport: Transport,
+}
+
+/// The wall clock, Unix seconds: the only place that reads it.
+pub fn now() -> i64 {
+    time::OffsetDateTime::now_utc().unix_timestamp()
+}
+
+/// 16 random bytes.
+pub fn new_id() -> [u8; 16] {
+    *Uuid::new_v4().as_bytes()
+}
+
+/// Opens the store of a folder.
+///
+/// # Errors
+/// See [`Store::open`].
+pub fn open_store(folder: &Path) -> Result<Store, Failure> {
+    Ok(Store::open(folder)?)
+}
+
+/// Without blocking the other tasks of a runtime with several threads: a step may wait for another process's.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+impl Member {
+    /// Opens an enrolled profile.
+    ///
+    /// # Errors
+    /// Not enrolled, a store that cannot be opened, or pinned roots whose certificates were never fetched and cannot be now.
+    pub async fn open(
+        folder: &Path,
+        profile: Profile,
+        deadline: Duration,
+    ) -> Result<Self, Failure> {
+        let mut store = blocking(|| open_store(folder))?;
+        let identity: Option<Identity> = blocking(|| store.step(|step| step.get(META, IDENTITY)))?;
+        let identity = identity.ok_or_else(|| {
+            Failure::Profile("this profile is not enrolled yet: enroll first".into())
+        })?;
+        let mut member = Self {
+            transport: Transport::new(&profile, deadline)?,
+            folder: folder.to_owned(),
+            store: Mutex::new(store),
+            trust: Trust::default(),
+            identity,
+            profile,
+        };
+        member.load_roots().await?;
+        Ok(member)
+    }
+
+    /// Who this device is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its addresses and roots.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// One transaction of the store.
+    ///
+    /// # Errors
+    /// What `work` says, or the store.
+    pub fn step<T>(
+        &self,
+        work: impl FnOnce(&Step<'_>, Context<'_>) -> Result<T, CoreError>,
+    ) -> Result<T, Failure> {
+        let context = Context {
+            identity: &self.identity,
+            trust: &self.trust,
+            now: now(),
+        };
+        blocking(|| {
+            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            store.step(|step| work(step, context))
+        })
+        .map_err(Failure::Core)
+    }
+
+    async fn load_roots(&mut self) -> Result<(), Failure> {
+        for root in self.profile.roots.clone() {
+            let intermediates = self.intermediates(&root).await?;
+            let anchors =
+                Anchors::pinned(&root.der()?, &intermediates, now()).map_err(|error| {
+                    Failure::Profile(format!("the root of {}: {error}", root.domain))
+                })?;
+            self.trust.pin(&root.domain, anchors);
+        }
+        Ok(())
+    }
+
+    /// What is remembered, asked for again from time to time; an Authentication Service that is down delays nothing.
+    async fn intermediates(&self, root: &PinnedRoot) -> Result<Vec<Vec<u8>>, Failure> {
+        let key = format!("intermediates:{}", root.domain).into_bytes();
+        let known: Option<Intermediates> = self.step(|step, _| Ok(step.get(META, &key)?))?;
+        if let Some(known) = &known
+            && now() - known.fetched_at < ROOTS_SECONDS
+        {
+            return Ok(known.der.clone());
+        }
+        match fetch_intermediates(&self.transport, root, self.profile.tls_ca.as_deref()).await {
+            Ok(der) => {
+                let fetched = Intermediates {
+                    der,
+                    fetched_at: now(),
+                };
+                self.step(|step, _| Ok(step.put(META, &key, &fetched)?))?;
+                Ok(fetched.der)
+            }
+            Err(failure) => known.map(|known| known.der).ok_or(failure),
+        }
+    }
+
+    fn audience(&self, audience: Audience) -> String {
+        match audience {
+            Audience::Auth => format!("as:{}", self.identity.person.domain),
+            Audience::Delivery => format!("ds:{}", self.profile.delivery_domain),
+        }
+    }
+
+    /// A token that is good for a while: a remembered one, or a new one for a client assertion.
+    ///
+    /// # Errors
+    /// The Authentication Service's refusal, or no answer.
+    pub async fn token(&self, audience: Audience) -> Result<String, Failure> {
+        let audience = self.audience(audience);
+        let key = format!("token:{audience}").into_bytes();
+        let known: Option<CachedToken> = self.step(|step, _| Ok(step.get(META, &key)?))?;
+        if let Some(known) = known
+            && known.expires_at > now() + TOKEN_MARGIN_SECONDS
+        {
+            return Ok(known.token);
+        }
+        let issued = self
+            .transport
+            .repeat(async || {
+                // A new assertion each time: one that was used is not taken again.
+                let request = IssueTokenRequest {
+                    client_assertion: self.assertion()?,
+                    audience: audience.clone(),
+                };
+                let mut client = Auth::new(self.transport.auth.clone());
+                Ok(client.issue_token(request).await?.into_inner())
+            })
+            .await?
+            .value;
+        let cached = CachedToken {
+            token: issued.access_token,
+            expires_at: issued.expires_at,
+        };
+        self.step(|step, _| Ok(step.put(META, &key, &cached)?))?;
+        Ok(cached.token)
+    }
+
+    fn forget_token(&self, audience: Audience) -> Result<(), Failure> {
+        let key = format!("token:{}", self.audience(audience)).into_bytes();
+        self.step(|step, _| Ok(step.delete(META, &key)?))
+    }
+    fn assertion(&self) -> Result<String, Status> {
+        let name = self.identity.person.device_uri();
+        let now = now();
+        let claims = AssertionClaims {
+            iss: name.clone(),
+            sub: name,
+            aud: format!("as:{}", self.identity.person.domain),
+            iat: now,
+            exp: now + 60,
+            jti: Uuid::new_v4().to_string(),
+        };
+        sign(ASSERTION_TYPE, None, &claims, &self.identity.pkcs8)
+            .map_err(|_| Status::unauthenticated("the device key cannot sign"))
+    }
+
+    /// A call to the Delivery Service with a good token, repeated until it is answered. Only for calls that may be repeated.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn delivery<Q: Clone, T>(
+        &self,
+        request: Q,
+        call: impl AsyncFn(Delivery, Request<Q>) -> Result<T, Status>,
+    ) -> Result<Answered<T>, Failure> {
+        let client =
+            || Delivery::new(self.transport.delivery.clone()).max_encoding_message_size(usize::MAX);
+        self.with_fresh_token(Audience::Delivery, async |token| {
+            call(client(), with_token(request.clone(), token)?).await
+        })
+        .await
+    }
+
+    /// The same to the Authentication Service.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn auth<Q: Clone, T>(
+        &self,
+        request: Q,
+        call: impl AsyncFn(Auth, Request<Q>) -> Result<T, Status>,
+    ) -> Result<Answered<T>, Failure> {
+        let client = || Auth::new(self.transport.auth.clone());
+        self.with_fresh_token(Audience::Auth, async |token| {
+            call(client(), with_token(request.clone(), token)?).await
+        })
+        .await
+    }
+
+    /// A token that the server no longer takes is replaced once.
+    async fn with_fresh_token<T>(
+        &self,
+        audience: Audience,
+        call: impl AsyncFn(&str) -> Result<T, Status>,
+    ) -> Result<Answered<T>, Failure> {
+        let token = self.token(audience).await?;
+        match self.transport.repeat(async || call(&token).await).await {
+            Err(failure)
+                if matches!(
+                    failure.reason(),
+                    Some(Reason::TokenExpired | Reason::TokenInvalid)
+                ) =>
+            {
+                self.forget_token(audience)?;
+                let token = self.token(audience).await?;
+                self.transport.repeat(async || call(&token).await).await
+            }
+            other => other,
+        }
+    }
+}
+
+async fn fetch_intermediates(
+    transport: &Transport,
+    root: &PinnedRoot,
+    ca: Option<&str>,
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let channel = channel(&root.url, ca, Some(Duration::from_secs(10)))?;
+    let info = transport
+        .repeat(async || {
+            let mut client = Auth::new(channel.clone());
+            Ok(client
+                .get_service_info(GetServiceInfoRequest {})
+                .await?
+                .into_inner())
+        })
+        .await?
+        .value;
+    if info.domain != root.domain {
+        return Err(Failure::Answer(format!(
+            "{} speaks for {:?}, not for {}",
+            root.url, info.domain, root.domain
+        )));
+    }
+    Ok(info.intermediates.iter().map(|c| c.der.to_vec()).collect())
+}

@@ -1,0 +1,135 @@
+//! Messages: kept before they are sent, repeated with the same bytes, framed anew only when the server surely did not take them.
+
+use chancery_proto::{common::v1::Reason, delivery::v1::SendMessageRequest};
+use prost::Message as _;
+
+use super::{Member, commit::Tally};
+use crate::{
+    core::{
+        CoreError, commit,
+        records::{self, Accepted, GroupName, Outgoing},
+    },
+    failure::Failure,
+    fault,
+};
+
+/// How often a message whose epoch has passed is framed anew.
+const FRAMINGS: u32 = 20;
+
+/// An accepted message.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// Its id.
+    pub message_id: [u8; 16],
+    /// Where it stands.
+    pub accepted: Accepted,
+    /// The epoch that it was framed in.
+    pub epoch: u64,
+    /// That epoch's name.
+    pub epoch_seq: u64,
+    /// Requests that were sent and got no answer.
+    pub unknown_outcomes: u32,
+}
+
+impl Member {
+    /// Sends messages in order. An id that was used before with the same text is the same message.
+    ///
+    /// # Errors
+    /// The refusal, no answer (what is unsent is kept, and `sync` sends it), or the store.
+    pub async fn send(
+        &self,
+        name: &GroupName,
+        messages: &[([u8; 16], Vec<u8>)],
+    ) -> Result<Vec<Sent>, Failure> {
+        self.settle(name, &mut Tally::default()).await?;
+        self.step(|step, context| {
+            let record = commit::active(step, name)?;
+            for (id, text) in messages {
+                match records::outgoing(step, name, id)? {
+                    Some(known) if known.text != *text => {
+                        return Err(CoreError::State(
+                            "asked to use a message_id for another text".into(),
+                        ));
+                    }
+                    Some(_) => {}
+                    None => {
+                        commit::message(step, context, &record, *id, text)?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        fault::point("before-send");
+        let mut sent = Vec::with_capacity(messages.len());
+        for (id, _) in messages {
+            sent.push(self.deliver(name, *id).await?);
+        }
+        Ok(sent)
+    }
+
+    /// Sends what the outbox holds under this id until it is accepted or refused.
+    ///
+    /// # Errors
+    /// The refusal (the message is forgotten then), no answer, or the store.
+    pub async fn deliver(&self, name: &GroupName, id: [u8; 16]) -> Result<Sent, Failure> {
+        let mut unknown_outcomes = 0;
+        for _ in 0..FRAMINGS {
+            let outgoing =
+                self.step(|step, _| records::outgoing(step, name, &id)?.ok_or(CoreError::Unknown))?;
+            let request = SendMessageRequest::decode(outgoing.request.as_slice())
+                .map_err(|_| Failure::Profile("an unsent message cannot be read".into()))?;
+            let answer = self
+                .delivery(request, async |mut client, request| {
+                    Ok(client.send_message(request).await?.into_inner())
+                })
+                .await;
+            match answer {
+                Ok(answer) => {
+                    unknown_outcomes += answer.unknown_outcomes;
+                    fault::point("after-send");
+                    let accepted = Accepted {
+                        seq: answer.value.seq,
+                        epoch: outgoing.epoch,
+                        chain: answer.value.chain.to_vec(),
+                        outcome: answer.value.outcome,
+                        replayed: answer.value.replayed,
+                    };
+                    return self.delivered(name, id, outgoing, accepted, unknown_outcomes);
+                }
+                Err(failure) if failure.reason() == Some(Reason::EpochTooOld) => {
+                    self.read_up(name).await?;
+                    self.settle(name, &mut Tally::default()).await?;
+                    self.step(|step, context| {
+                        let record = commit::active(step, name)?;
+                        commit::message(step, context, &record, id, &outgoing.text).map(|_| ())
+                    })?;
+                }
+                Err(failure @ Failure::Refused(_)) => {
+                    self.step(|step, _| Ok(records::delete_outgoing(step, name, &id)?))?;
+                    return Err(failure);
+                }
+                Err(failure) => return Err(failure.kept()),
+            }
+        }
+        Err(Failure::Races { races: FRAMINGS })
+    }
+
+    fn delivered(
+        &self,
+        name: &GroupName,
+        message_id: [u8; 16],
+        mut outgoing: Outgoing,
+        accepted: Accepted,
+        unknown_outcomes: u32,
+    ) -> Result<Sent, Failure> {
+        outgoing.accepted = Some(accepted.clone());
+        self.step(|step, _| Ok(records::put_outgoing(step, name, &message_id, &outgoing)?))?;
+        Ok(Sent {
+            message_id,
+            accepted,
+            epoch: outgoing.epoch,
+            epoch_seq: outgoing.epoch_seq,
+            unknown_outcomes,
+        })
+    }
+}

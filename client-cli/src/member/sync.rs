@@ -1,0 +1,333 @@
+//! Welcomes and logs up to their heads, and what a crash left open.
+
+use chancery_proto::{
+    common::v1::Reason,
+    delivery::v1::{
+        AckWelcomesRequest, Entry, FetchPayloadRequest, FetchTreeRequest, ListWelcomesRequest,
+        ReadLogRequest, Welcome, WelcomeRef, entry,
+    },
+};
+use openmls::prelude::RatchetTreeIn;
+use sha2::{Digest as _, Sha256};
+
+use super::{Member, enroll::KEY_PACKAGES};
+use crate::{
+    core::{
+        CoreError,
+        apply::{self, Page, Received},
+        group, join,
+        records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
+    },
+    failure::Failure,
+    fault,
+};
+
+/// Entries in one transaction.
+const PAGE: u32 = 200;
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// Groups that this device joined.
+    pub joined: Vec<GroupName>,
+    /// New entries, in order, by group.
+    pub entries: Vec<(GroupName, JournalEntry)>,
+    /// Own operations whose outcome was not known, and is now.
+    pub resolved: Vec<Resolved>,
+}
+
+/// An operation that a crash or a lost answer had left open.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// Where.
+    pub group: GroupName,
+    /// Which.
+    pub message_id: [u8; 16],
+    /// Where it stands; `None` when the server refused it.
+    pub seq: Option<u64>,
+    /// The server had it already.
+    pub replayed: bool,
+}
+
+impl Member {
+    /// Everything: Welcomes, all groups (or only one), what was left open, and the stock of KeyPackages.
+    ///
+    /// # Errors
+    /// The refusal, or no answer, or the store.
+    pub async fn sync(&self, only: Option<&GroupName>) -> Result<Synced, Failure> {
+        let mut synced = Synced {
+            joined: self.join_all().await?,
+            ..Synced::default()
+        };
+        let groups = self.step(|step, _| Ok(records::groups(step)?))?;
+        for record in groups {
+            if only.is_some_and(|name| *name != record.name) {
+                continue;
+            }
+            self.resolve(&record.name, &mut synced).await?;
+            let entries = self.read_up(&record.name).await?;
+            let name = &record.name;
+            synced
+                .entries
+                .extend(entries.into_iter().map(|entry| (name.clone(), entry)));
+        }
+        let stock = self.key_package_stock().await?;
+        let suite = u32::from(u16::from(group::SUITES[0]));
+        let own = stock.iter().find(|s| s.suite == suite);
+        if own.is_none_or(|s| s.one_time < KEY_PACKAGES / 2 || !s.last_resort) {
+            self.fill_key_packages(KEY_PACKAGES).await?;
+        }
+        Ok(synced)
+    }
+
+    async fn resolve(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
+        let mut resolved = |message_id, outcome: Option<&records::Accepted>| {
+            synced.resolved.push(Resolved {
+                group: name.clone(),
+                message_id,
+                seq: outcome.map(|a| a.seq),
+                replayed: outcome.is_some_and(|a| a.replayed),
+            });
+        };
+        if let Some(settled) = self.settle(name, &mut Default::default()).await? {
+            resolved(settled.message_id, settled.accepted.as_ref());
+        }
+        let unsent = self.step(|step, _| Ok(records::unsent(step, name)?))?;
+        for id in unsent {
+            let Ok(id) = <[u8; 16]>::try_from(id) else {
+                continue;
+            };
+            match self.deliver(name, id).await {
+                Ok(sent) => resolved(id, Some(&sent.accepted)),
+                Err(Failure::Refused(_)) => resolved(id, None),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    /// A group's record.
+    ///
+    /// # Errors
+    /// Not known here, or the store.
+    pub fn record(&self, name: &GroupName) -> Result<GroupRecord, Failure> {
+        self.step(|step, _| records::group(step, name)?.ok_or(CoreError::Unknown))
+    }
+
+    /// Reads a group's log up to its head.
+    ///
+    /// # Errors
+    /// `HISTORY_CHANGED` (the group is stopped then), other refusals, no answer, or the store.
+    pub async fn read_up(&self, name: &GroupName) -> Result<Vec<JournalEntry>, Failure> {
+        let mut all = Vec::new();
+        loop {
+            let record = self.record(name)?;
+            if matches!(
+                record.state,
+                GroupState::Removed | GroupState::HistoryChanged | GroupState::Creating
+            ) {
+                return Ok(all);
+            }
+            let (entries, head) = match self.read_page(&record).await {
+                Err(failure) if failure.reason() == Some(Reason::HistoryChanged) => {
+                    self.stop(name)?;
+                    return Err(failure);
+                }
+                other => other?,
+            };
+            if entries.is_empty() {
+                return Ok(all);
+            }
+            let done = self.take(name, &entries).await?;
+            let history_changed = done.history_changed;
+            all.extend(done.entries);
+            if history_changed {
+                return Err(CoreError::State("history_changed".into()).into());
+            }
+            if done.removed || self.record(name)?.head_seq >= head {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn read_page(&self, record: &GroupRecord) -> Result<(Vec<Entry>, u64), Failure> {
+        let request = ReadLogRequest {
+            group: Some(record.name.to_ref()),
+            after_seq: record.head_seq,
+            after_chain: if record.head_seq == 0 {
+                Default::default()
+            } else {
+                record.chain.to_vec().into()
+            },
+            page_entries: PAGE,
+        };
+        let answer = self
+            .delivery(request, async |mut client, request| {
+                let mut parts = client.read_log(request).await?.into_inner();
+                let (mut entries, mut head) = (Vec::new(), 0);
+                while let Some(part) = parts.message().await? {
+                    if let Some(part) = part.entries {
+                        head = part.head_seq;
+                        entries.extend(part.entries);
+                    }
+                }
+                Ok((entries, head))
+            })
+            .await?;
+        Ok(answer.value)
+    }
+
+    /// The group's history changed: nothing more is sent to it or read from it.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn stop(&self, name: &GroupName) -> Result<(), Failure> {
+        self.step(|step, _| {
+            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            record.state = GroupState::HistoryChanged;
+            Ok(records::put_group(step, &record)?)
+        })
+    }
+
+    /// Applies entries, their large payloads fetched first.
+    ///
+    /// # Errors
+    /// No answer, a payload that is not what the log says, or the store.
+    pub async fn take(&self, name: &GroupName, entries: &[Entry]) -> Result<Page, Failure> {
+        let mut received = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let payload = match &entry.body {
+                Some(entry::Body::Payload(bytes)) => bytes.to_vec(),
+                Some(entry::Body::PayloadRef(reference)) => {
+                    let bytes = self.payload(name, entry.seq).await?;
+                    if Sha256::digest(&bytes)[..] != reference.sha256[..] {
+                        return Err(Failure::Answer(format!(
+                            "the payload of seq {} is another one",
+                            entry.seq
+                        )));
+                    }
+                    bytes
+                }
+                None => Vec::new(),
+            };
+            received.push(Received {
+                entry: entry.clone(),
+                payload,
+            });
+        }
+        fault::point("before-merge");
+        let page = self.step(|step, context| apply::page(step, context, name, &received))?;
+        fault::point("after-merge");
+        Ok(page)
+    }
+
+    async fn payload(&self, name: &GroupName, seq: u64) -> Result<Vec<u8>, Failure> {
+        let request = FetchPayloadRequest {
+            group: Some(name.to_ref()),
+            seq,
+        };
+        let answer = self
+            .delivery(request, async |mut client, request| {
+                let mut chunks = client.fetch_payload(request).await?.into_inner();
+                let mut bytes = Vec::new();
+                while let Some(part) = chunks.message().await? {
+                    bytes.extend_from_slice(&part.chunk);
+                }
+                Ok(bytes)
+            })
+            .await?;
+        Ok(answer.value)
+    }
+
+    /// The tree of an epoch.
+    ///
+    /// # Errors
+    /// The refusal, no answer, or nodes that are no tree.
+    pub async fn tree(&self, name: &GroupName, epoch_seq: u64) -> Result<RatchetTreeIn, Failure> {
+        let request = FetchTreeRequest {
+            group: Some(name.to_ref()),
+            epoch_seq,
+            current: false,
+        };
+        let (width, nodes) = self
+            .delivery(request, async |mut client, request| {
+                let mut parts = client.fetch_tree(request).await?.into_inner();
+                let (mut width, mut nodes) = (0, Vec::new());
+                while let Some(part) = parts.message().await? {
+                    width = part.tree_width;
+                    nodes.extend(part.nodes);
+                }
+                Ok((width, nodes))
+            })
+            .await?
+            .value;
+        Ok(group::ratchet_tree(width, &nodes)?)
+    }
+
+    /// Joins every group that a Welcome waits for.
+    ///
+    /// # Errors
+    /// The first failure that may pass; Welcomes that can never be used are put aside.
+    pub async fn join_all(&self) -> Result<Vec<GroupName>, Failure> {
+        let welcomes = self
+            .delivery(
+                ListWelcomesRequest::default(),
+                async |mut client, request| {
+                    let mut parts = client.list_welcomes(request).await?.into_inner();
+                    let mut welcomes = Vec::new();
+                    while let Some(part) = parts.message().await? {
+                        welcomes.extend(part.welcomes);
+                    }
+                    Ok(welcomes)
+                },
+            )
+            .await?
+            .value;
+        let mut joined = Vec::new();
+        for welcome in welcomes {
+            joined.extend(self.join(&welcome).await?);
+        }
+        Ok(joined)
+    }
+
+    /// Uses one Welcome and acknowledges it; the group, when it was new.
+    ///
+    /// # Errors
+    /// The refusal, no answer, or the store.
+    pub async fn join(&self, welcome: &Welcome) -> Result<Option<GroupName>, Failure> {
+        let Some(reference) = &welcome.group else {
+            return Err(Failure::Answer("a Welcome without a group".into()));
+        };
+        let name = GroupName::from_ref(reference);
+        let known = self.step(|step, _| join::known(step, &name, welcome.seq))?;
+        let joined = if known {
+            None
+        } else {
+            let tree = self.tree(&name, welcome.epoch_seq).await?;
+            let joined = self.step(|step, context| {
+                match step.attempt(|| join::welcome(step, context, welcome, tree)) {
+                    Err(CoreError::Store(error)) => Err(error.into()),
+                    // Never to be used: the group is known, and a rejoin may help.
+                    Err(error) => {
+                        join::failed(step, welcome, &name, &error.to_string()).map(|()| false)
+                    }
+                    Ok(_) => Ok(true),
+                }
+            })?;
+            joined.then(|| name.clone())
+        };
+        fault::point("before-welcome-ack");
+        let request = AckWelcomesRequest {
+            welcomes: vec![WelcomeRef {
+                group: welcome.group.clone(),
+                seq: welcome.seq,
+            }],
+        };
+        self.delivery(request, async |mut client, request| {
+            client.ack_welcomes(request).await
+        })
+        .await?;
+        fault::point("after-welcome-ack");
+        Ok(joined)
+    }
+}

@@ -1,0 +1,416 @@
+//! The profile's store: one SQLite file, values sealed at rest, exactly one writer, one transaction per step.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | the file, its format version, [`Store::step`] |
+//! | [`seal`] | how a value is encrypted |
+//! | [`mls`] | openmls' storage inside the same transaction |
+//!
+//! Two commands at once wait for each other; a process that dies in a step leaves the state before it.
+
+pub mod mls;
+pub mod seal;
+
+use std::{path::Path, time::Duration};
+
+use openmls_rust_crypto::RustCrypto;
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+use serde::{Serialize, de::DeserializeOwned};
+
+use seal::Sealer;
+
+/// The format that this program writes. A newer one is refused, an older one is migrated here when there is one.
+pub const FORMAT: i32 = 1;
+
+/// How long a command waits for another one's step.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite says no.
+    #[error("sqlite: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A value does not open: another key, or a damaged file.
+    #[error(
+        "a value of the store does not open: the store key is another one, or the file is damaged"
+    )]
+    Sealed,
+    /// A value that this program cannot read or write.
+    #[error("encoding: {0}")]
+    Encoding(String),
+    /// Written by a newer program.
+    #[error("the store has format {found}, this program knows {FORMAT}: use a newer client-cli")]
+    Format {
+        /// Of the file.
+        found: i32,
+    },
+    /// The folder or the key file.
+    #[error("{0}")]
+    Io(String),
+}
+
+/// An open store.
+pub struct Store {
+    connection: Connection,
+    sealer: Sealer,
+    crypto: RustCrypto,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store in a folder, or makes it. The folder's `store.key` opens the values.
+    ///
+    /// # Errors
+    /// Another format, another key, or the file system.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let sealer = Sealer::open(&folder.join("store.key"))?;
+        let connection = Connection::open(folder.join("store.sqlite"))?;
+        connection.busy_timeout(WAIT)?;
+        connection.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;",
+        )?;
+        let mut store = Self {
+            connection,
+            sealer,
+            crypto: RustCrypto::default(),
+        };
+        store.prepare()?;
+        Ok(store)
+    }
+
+    fn prepare(&mut self) -> Result<(), StoreError> {
+        let tx = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let found: i32 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match found {
+            0 => tx.execute_batch(&format!(
+                "CREATE TABLE sealed (space TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (space, key)) WITHOUT ROWID;\
+                 PRAGMA user_version = {FORMAT};"
+            ))?,
+            FORMAT => {}
+            found => return Err(StoreError::Format { found }),
+        }
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// One transaction: everything that `work` writes stays, or nothing of it. No other process writes meanwhile.
+    ///
+    /// # Errors
+    /// What `work` says, or the store.
+    pub fn step<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&Step<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let tx = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(StoreError::from)?;
+        let step = Step {
+            provider: mls::Provider::new(&self.crypto, mls::Rows::new(&tx, &self.sealer)),
+        };
+        let done = work(&step)?;
+        tx.commit().map_err(StoreError::from)?;
+        Ok(done)
+    }
+}
+
+/// One transaction of the store.
+pub struct Step<'a> {
+    provider: mls::Provider<'a>,
+}
+
+impl<'a> Step<'a> {
+    /// openmls' view of the same transaction.
+    pub fn provider(&self) -> &mls::Provider<'a> {
+        &self.provider
+    }
+
+    fn rows(&self) -> &mls::Rows<'a> {
+        self.provider.rows()
+    }
+
+    /// A value.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn get<T: DeserializeOwned>(
+        &self,
+        space: &'static str,
+        key: &[u8],
+    ) -> Result<Option<T>, StoreError> {
+        self.rows().get(space, key)
+    }
+
+    /// Writes or replaces a value.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn put<T: Serialize>(
+        &self,
+        space: &'static str,
+        key: &[u8],
+        value: &T,
+    ) -> Result<(), StoreError> {
+        self.rows().put(space, key, value)
+    }
+
+    /// Removes a value, if it is there.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn delete(&self, space: &'static str, key: &[u8]) -> Result<(), StoreError> {
+        self.rows().delete(space, key)
+    }
+
+    /// Keys with this prefix that sort after `after`, in order, at most `limit`, with their values.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn list<T: DeserializeOwned>(
+        &self,
+        space: &'static str,
+        prefix: &[u8],
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, T)>, StoreError> {
+        self.rows().list(space, prefix, after, limit)
+    }
+
+    /// Runs `work`; when it fails, what it wrote is undone and the rest of the step goes on.
+    ///
+    /// # Errors
+    /// What `work` says, or the store.
+    pub fn attempt<T, E: From<StoreError>>(
+        &self,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let connection = self.rows().connection();
+        let run = |sql| connection.execute_batch(sql).map_err(StoreError::from);
+        run("SAVEPOINT attempt")?;
+        match work() {
+            Ok(done) => {
+                run("RELEASE attempt")?;
+                Ok(done)
+            }
+            Err(error) => {
+                run("ROLLBACK TO attempt; RELEASE attempt")?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The sealed rows, read and written inside one transaction.
+impl<'a> mls::Rows<'a> {
+    fn get<T: DeserializeOwned>(
+        &self,
+        space: &'static str,
+        key: &[u8],
+    ) -> Result<Option<T>, StoreError> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT value FROM sealed WHERE space = ?1 AND key = ?2")?;
+        let sealed: Option<Vec<u8>> = statement
+            .query_row((space, key), |row| row.get(0))
+            .optional()?;
+        sealed
+            .map(|sealed| self.sealer().open_value(space, key, &sealed))
+            .transpose()
+    }
+
+    fn put<T: Serialize>(
+        &self,
+        space: &'static str,
+        key: &[u8],
+        value: &T,
+    ) -> Result<(), StoreError> {
+        let sealed = self.sealer().seal_value(space, key, value)?;
+        self.connection()
+            .prepare_cached(
+                "INSERT INTO sealed (space, key, value) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (space, key) DO UPDATE SET value = excluded.value",
+            )?
+            .execute((space, key, sealed))?;
+        Ok(())
+    }
+
+    fn delete(&self, space: &'static str, key: &[u8]) -> Result<(), StoreError> {
+        self.connection()
+            .prepare_cached("DELETE FROM sealed WHERE space = ?1 AND key = ?2")?
+            .execute((space, key))?;
+        Ok(())
+    }
+
+    fn list<T: DeserializeOwned>(
+        &self,
+        space: &'static str,
+        prefix: &[u8],
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, T)>, StoreError> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT key, value FROM sealed WHERE space = ?1 AND key >= ?2 AND key > ?3 \
+             AND substr(key, 1, ?4) = ?2 ORDER BY key LIMIT ?5",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let length = i64::try_from(prefix.len()).unwrap_or(i64::MAX);
+        let mut rows = statement.query((space, prefix, after, length, limit))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (key, sealed): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
+            let value = self.sealer().open_value(space, &key, &sealed)?;
+            found.push((key, value));
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(store: &mut Store, key: &[u8], value: &str) -> Result<(), StoreError> {
+        store.step(|step| step.put("t", key, &value))
+    }
+
+    fn get(store: &mut Store, key: &[u8]) -> Option<String> {
+        store
+            .step(|step| step.get::<String>("t", key))
+            .expect("readable")
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_nothing_and_an_attempt_only_undoes_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        put(&mut store, b"a", "1").unwrap();
+        let failed: Result<(), StoreError> = store.step(|step| {
+            step.put("t", b"a", &"2")?;
+            Err(StoreError::Io("no".into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(get(&mut store, b"a").as_deref(), Some("1"));
+        store
+            .step(|step| {
+                step.put("t", b"b", &"kept")?;
+                let undone: Result<(), StoreError> = step.attempt(|| {
+                    step.put("t", b"b", &"undone")?;
+                    step.put("t", b"c", &"undone")?;
+                    Err(StoreError::Io("no".into()))
+                });
+                assert!(undone.is_err());
+                step.put("t", b"d", &"kept")
+            })
+            .unwrap();
+        let seen = [b"b", b"c", b"d"].map(|key| get(&mut store, key));
+        assert_eq!(
+            seen,
+            [Some("kept".to_owned()), None, Some("kept".to_owned())]
+        );
+    }
+
+    #[test]
+    fn lists_are_ordered_and_stay_in_their_prefix() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        for key in [
+            &b"a\xff\x01"[..],
+            b"a\xff\x02",
+            b"a\xff\xff",
+            b"b",
+            b"a\xfe",
+        ] {
+            put(&mut store, key, "x").unwrap();
+        }
+        let list = |store: &mut Store, after: &[u8], limit| {
+            let found: Vec<(Vec<u8>, String)> = store
+                .step(|step| step.list("t", b"a\xff", after, limit))
+                .unwrap_or_else(|error: StoreError| panic!("{error}"));
+            found.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            list(&mut store, b"", 9),
+            [
+                b"a\xff\x01".to_vec(),
+                b"a\xff\x02".to_vec(),
+                b"a\xff\xff".to_vec()
+            ]
+        );
+        assert_eq!(list(&mut store, b"a\xff\x01", 1), [b"a\xff\x02".to_vec()]);
+    }
+
+    #[test]
+    fn nothing_readable_lies_in_the_file_and_another_key_opens_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        put(&mut store, b"a", "a text that must not be found anywhere").unwrap();
+        drop(store);
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            assert!(!text.contains("must not be found"));
+        }
+        std::fs::remove_file(dir.path().join("store.key")).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let opened = store.step(|step| step.get::<String>("t", b"a"));
+        assert!(matches!(opened, Err(StoreError::Sealed)));
+    }
+
+    #[test]
+    fn values_cannot_change_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        put(&mut store, b"a", "1").unwrap();
+        store
+            .connection
+            .execute("UPDATE sealed SET key = x'62'", ())
+            .unwrap();
+        let opened = store.step(|step| step.get::<String>("t", b"b"));
+        assert!(matches!(opened, Err(StoreError::Sealed)));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        let path = dir.path().join("store.sqlite");
+        Connection::open(path)
+            .unwrap()
+            .execute_batch("PRAGMA user_version = 99")
+            .unwrap();
+        let refused = Store::open(dir.path());
+        assert!(matches!(refused, Err(StoreError::Format { found: 99 })));
+    }
+
+    #[test]
+    fn writers_wait_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut store = Store::open(dir.path()).unwrap();
+                    for _ in 0..20 {
+                        store
+                            .step(|step| {
+                                let n: u32 = step.get("t", b"n")?.unwrap_or(0);
+                                step.put("t", b"n", &(n + 1))
+                            })
+                            .unwrap_or_else(|error: StoreError| panic!("{error}"));
+                    }
+                });
+            }
+        });
+        let mut store = Store::open(dir.path()).unwrap();
+        let n = store.step(|step| step.get::<u32>("t", b"n")).unwrap();
+        assert_eq!(n, Some(80));
+    }
+}

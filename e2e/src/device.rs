@@ -1,0 +1,101 @@
+//! A device: a profile, and the commands that it runs, each a process.
+
+use std::{path::PathBuf, process::Command};
+
+use serde_json::Value;
+
+use crate::{
+    programs::{Programs, Said, arg, run, text},
+    server::Server,
+};
+
+/// One person's device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    programs: Programs,
+    profile: PathBuf,
+    /// For people who watch.
+    pub name: String,
+    /// `mimi://<domain>/d/<uuid>`.
+    pub uri: String,
+}
+
+impl Device {
+    /// Invites a person and enrolls a device with the code.
+    ///
+    /// # Errors
+    /// One of the two commands fails.
+    pub fn enroll(
+        programs: &Programs,
+        server: &Server,
+        folder: &std::path::Path,
+        place: usize,
+        person: &str,
+        name: &str,
+    ) -> anyhow::Result<Self> {
+        let code = server.invite(place, &person.to_lowercase(), person)?;
+        let mut device = Self {
+            programs: programs.clone(),
+            profile: folder.join(name),
+            name: name.to_owned(),
+            uri: String::new(),
+        };
+        let own = &server.node.auth[place];
+        let mut command = device.command(&["enroll", "--invitation", &code]);
+        command.args(["--auth-url", &own.url]);
+        command.args(["--delivery-url", &server.node.delivery_url]);
+        command.args(["--root", &arg(&own.root_pem), "--device-name", name]);
+        for other in server.node.auth.iter().filter(|a| a.domain != own.domain) {
+            let root = arg(&other.root_pem);
+            let trust = format!("domain={},url={},root={root}", other.domain, other.url);
+            command.args(["--trust", &trust]);
+        }
+        let answer = run(&mut command)?.ok(&format!("{name}: enroll"))?;
+        device.uri = text(&answer, "device")?.to_owned();
+        Ok(device)
+    }
+
+    /// `client-cli --profile … WORDS`
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.programs.command("client-cli");
+        command.args(["--profile", &arg(&self.profile)]);
+        command.args(["--timeout-seconds", "60"]);
+        command.args(words);
+        command
+    }
+
+    /// Runs a command that must succeed; its answer.
+    ///
+    /// # Errors
+    /// What it said instead.
+    pub fn run(&self, words: &[&str]) -> anyhow::Result<Value> {
+        self.attempt(words)?
+            .ok(&format!("{}: {}", self.name, words.join(" ")))
+    }
+
+    /// Runs a command; whatever it said.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn attempt(&self, words: &[&str]) -> anyhow::Result<Said> {
+        run(&mut self.command(words))
+    }
+
+    /// Runs a command that ends itself at a point, as a crash would.
+    ///
+    /// # Errors
+    /// It ended in another way.
+    pub fn crash(&self, point: &str, words: &[&str]) -> anyhow::Result<()> {
+        let mut command = self.command(words);
+        command.env("CHANCERY_FAULT", point);
+        let said = run(&mut command)?;
+        anyhow::ensure!(
+            said.code == 86,
+            "{}: {} ended with {} instead of crashing at {point}",
+            self.name,
+            words.join(" "),
+            said.code
+        );
+        Ok(())
+    }
+}

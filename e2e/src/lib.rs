@@ -1,0 +1,19 @@
+//! Everything that drives real processes: real services on a real PostgreSQL, and every device a process of its own.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`programs`] | where the binaries are, running one and reading its JSON |
+//! | [`server`] | the server side as one process, killed and started again |
+//! | [`device`] | a device: a profile and the commands that it runs |
+//! | [`story`] | the demo, act by act |
+//! | [`journals`] | what the devices' own journals say: lost, duplicated, reordered |
+//! | [`search`] | a text in a folder, in every form that a server might have written it |
+//! | [`summary`] | what was counted, and which promises it breaks |
+
+pub mod device;
+pub mod journals;
+pub mod programs;
+pub mod search;
+pub mod server;
+pub mod story;
+pub mod summary;
