@@ -96,6 +96,11 @@ impl Failure {
             error["metadata"] = json!(refusal.metadata);
             error["request_id"] = json!(refusal.request_id);
         }
+        if matches!(self, Self::Core(CoreError::State(state)) if state == "history_changed") {
+            // Seen by this device itself; said as the server would.
+            error["code"] = json!("DATA_LOSS");
+            error["reason"] = json!("HISTORY_CHANGED");
+        }
         json!({ "error": error })
     }
 }

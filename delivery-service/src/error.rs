@@ -154,6 +154,11 @@ fn rejection(rejection: Rejection) -> (Reason, String, Vec<(&'static str, String
             "the tree does not hash to the GroupInfo's tree hash".into(),
             vec![],
         ),
+        Rejection::OtherMembership => (
+            Reason::UnknownValue,
+            "joined_seq is not that of the current membership".into(),
+            vec![],
+        ),
         Rejection::Policy(what) => (
             Reason::Policy,
             format!("the group's policy forbids it: {what}"),

@@ -215,6 +215,15 @@ pub struct Commit {
     pub other_devices: bool,
 }
 
+/// Facts about a member's wish to be removed. Its signature was checked before.
+#[derive(Debug, Clone)]
+pub struct Leave {
+    /// SHA-256 over the request.
+    pub content_hash: [u8; 32],
+    /// The membership that it is about.
+    pub joined_seq: u64,
+}
+
 /// What somebody asks the log to take.
 #[derive(Debug, Clone)]
 pub enum Command {
@@ -222,6 +231,8 @@ pub enum Command {
     Send(Send),
     /// A Commit with all that belongs to it.
     Commit(Commit),
+    /// A leave request: it asks, and bars nothing.
+    Leave(Leave),
 }
 
 /// What to write.
@@ -299,6 +310,8 @@ pub enum Rejection {
     TreeMismatch,
     /// The group's policy forbids it.
     Policy(&'static str),
+    /// The request is about a membership that is not the caller's current one.
+    OtherMembership,
 }
 
 impl Group {
@@ -310,6 +323,7 @@ impl Group {
         let hash = match command {
             Command::Send(send) => &send.content_hash,
             Command::Commit(commit) => &commit.content_hash,
+            Command::Leave(leave) => &leave.content_hash,
         };
         if let Some(replay) = self.replay(hash)? {
             return Ok(Decision::Replay(replay));
@@ -320,10 +334,12 @@ impl Group {
         let head = match command {
             Command::Send(send) => self.send(send)?,
             Command::Commit(commit) => self.commit(commit)?,
+            Command::Leave(leave) => self.leave(leave)?,
         };
         let (epoch, epoch_seq) = match command {
             Command::Send(send) => (send.epoch, send.epoch_seq),
             Command::Commit(commit) => (commit.epoch, commit.epoch_seq),
+            Command::Leave(_) => (self.head.epoch, self.head.epoch_seq),
         };
         Ok(Decision::Append(Append {
             seq: head.seq,
@@ -371,6 +387,18 @@ impl Group {
             settle(&mut next, send.device, membership);
         }
         Ok(next)
+    }
+
+    fn leave(&self, leave: &Leave) -> Result<Head, Rejection> {
+        let membership = self.caller.ok_or(Rejection::NotFound)?;
+        self.check_id_free()?;
+        if !self.head.open {
+            return Err(Rejection::Closed);
+        }
+        if leave.joined_seq != membership.joined_seq {
+            return Err(Rejection::OtherMembership);
+        }
+        Ok(self.head_after_entry())
     }
 
     fn check_epoch_of_send(&self, send: &Send) -> Result<(), Rejection> {

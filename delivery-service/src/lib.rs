@@ -8,7 +8,7 @@
 //! | [`status_feed`] | revocations, as the Authentication Services sign them |
 //! | [`prepare`] | requests to values, checked without the lock |
 //! | [`group`] | **the ordering state machine**, pure |
-//! | [`create`], [`submit`], [`pipeline`] | use cases that write: lock, read under the lock, decide, append |
+//! | [`create`], [`submit`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
 //! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
 //! | [`read`], [`subscribe`], [`hub`] | reading a log, following it, wake-ups |
 //! | [`store`] | every SQL statement |
@@ -25,6 +25,7 @@ pub mod hub;
 pub mod inbox;
 pub mod issuers;
 pub mod key_packages;
+pub mod leave;
 pub mod node;
 pub mod pipeline;
 pub mod prepare;

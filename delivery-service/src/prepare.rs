@@ -6,8 +6,8 @@ mod leaf;
 
 pub use commit::{PreparedCommit, commit};
 pub use group::{PreparedGroup, group};
-pub use leaf::ExternalFault;
 pub(crate) use leaf::leaf_is_callers;
+pub use leaf::{ExternalFault, leaf_key_of};
 
 use chancery_proto::{
     commit_info::MessageData,

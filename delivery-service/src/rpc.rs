@@ -12,8 +12,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    caller::Caller, create, error::status, inbox, key_packages, node::Node, pipeline, prepare,
-    read, submit, subscribe,
+    caller::Caller, create, error::status, inbox, key_packages, leave, node::Node, pipeline,
+    prepare, read, submit, subscribe,
 };
 
 /// The service on one node.
@@ -334,9 +334,11 @@ impl DeliveryService for Rpc {
 
     async fn leave_group(
         &self,
-        _request: Request<LeaveGroupRequest>,
+        request: Request<LeaveGroupRequest>,
     ) -> Result<Response<LeaveGroupResponse>, Status> {
-        later("LeaveGroup")
+        let caller = self.caller(&request).await?;
+        let answer = leave::leave(&self.node, &caller, request.get_ref()).await;
+        answer.map(Response::new).map_err(status)
     }
 
     async fn list_pending_removals(

@@ -211,7 +211,7 @@ async fn commit_in(
 }
 
 /// The second statement: everything that a decision needs and that may have changed while the lock was awaited.
-async fn read_group(
+pub(crate) async fn read_group(
     tx: Tx<'_>,
     group: &[u8],
     message_id: uuid::Uuid,

@@ -40,6 +40,10 @@ enum Op {
     Revoke {
         device: u128,
     },
+    Leave {
+        by: u128,
+        this_membership: bool,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -50,6 +54,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(by, lag, adds, removes)| Op::Commit { by, lag, adds, removes }),
         1 => device.clone().prop_map(|by| Op::Resync { by }),
         2 => (0..20usize).prop_map(|of| Op::Repeat { of }),
+        1 => (device.clone(), any::<bool>()).prop_map(|(by, this_membership)| Op::Leave { by, this_membership }),
         1 => device.prop_map(|device| Op::Revoke { device }),
     ];
     prop::collection::vec(op, 1..40)
@@ -241,6 +246,17 @@ impl Model {
                 let past = self.log.get(*of)?;
                 Some((past.by, past.command.clone()))
             }
+            Op::Leave {
+                by,
+                this_membership,
+            } => {
+                let joined_seq = self.member(*by).map_or(0, |m| m.joined_seq);
+                let leave = Leave {
+                    content_hash: hash,
+                    joined_seq: joined_seq + u64::from(!this_membership),
+                };
+                Some((*by, Command::Leave(leave)))
+            }
             Op::Revoke { .. } => None,
         }
     }
@@ -250,6 +266,7 @@ impl Model {
         let hash = match command {
             Command::Send(s) => s.content_hash,
             Command::Commit(c) => c.content_hash,
+            Command::Leave(l) => l.content_hash,
         };
         if let Some(past) = self.log.iter().find(|p| p.hash == hash)
             && self.may_read(by, past.seq)
@@ -265,6 +282,10 @@ impl Model {
         match command {
             Command::Send(send) => self.expect_send(send),
             Command::Commit(commit) => self.expect_commit(by, commit),
+            Command::Leave(leave) => match self.member(by) {
+                Some(member) if member.joined_seq == leave.joined_seq => Ok(()),
+                _ => Err("other membership"),
+            },
         }
     }
 
@@ -308,6 +329,7 @@ impl Model {
         let (hash, epoch_seq) = match command {
             Command::Send(s) => (s.content_hash, s.epoch_seq),
             Command::Commit(c) => (c.content_hash, c.epoch_seq),
+            Command::Leave(l) => (l.content_hash, self.head.epoch_seq),
         };
         self.log.push(Past {
             command: command.clone(),
@@ -346,6 +368,7 @@ fn name(rejection: &Rejection) -> &'static str {
         Rejection::EpochTooOld { .. } => "too old",
         Rejection::PendingRemoval { .. } => "pending",
         Rejection::CommitInfo(_) => "commit info",
+        Rejection::OtherMembership => "other membership",
         _ => "unexpected",
     }
 }
@@ -365,7 +388,7 @@ proptest! {
             let mut hash = [0; 32];
             hash[..8].copy_from_slice(&(number as u64 + 1).to_be_bytes());
             let Some((by, command)) = model.command(op, hash) else { continue };
-            let hash = match &command { Command::Send(s) => s.content_hash, Command::Commit(c) => c.content_hash };
+            let hash = match &command { Command::Send(s) => s.content_hash, Command::Commit(c) => c.content_hash, Command::Leave(l) => l.content_hash };
             let before = model.head.clone();
             let now = i64::try_from(number).expect("few steps") % 7;
             let decided = model.group(by, hash).decide(&command, now);

@@ -206,11 +206,14 @@ pub enum Group {
         #[command(flatten)]
         whom: Whom,
     },
-    /// Removes devices in one Commit.
+    /// Removes devices in one Commit, and with them those that asked to leave.
     Remove {
         /// `<domain>/<hex>`.
         #[arg(long)]
         group: GroupName,
+        /// Only those that asked to leave.
+        #[arg(long)]
+        leaving: bool,
         /// Whom.
         #[command(flatten)]
         whom: Whom,

@@ -153,6 +153,7 @@ pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>) -> Value {
         "message_id": Uuid::from_bytes(pending.message_id),
         "operation": pending.operation.name(),
     })));
+    value["leaving"] = json!(uris(&record.leaving));
     value["distrusted"] = json!(uris(&record.distrusted));
     let members = mls_group.map(|g| group::roster(g).unwrap_or_default());
     value["epoch_authenticator"] =

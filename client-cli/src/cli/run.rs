@@ -205,7 +205,14 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             let devices = some(whom(member, &args).await?)?;
             member.add(&group, &devices).await?
         }
-        Group::Remove { group, whom: args } => {
+        Group::Remove {
+            group,
+            leaving: true,
+            ..
+        } => member.remove(&group, &[]).await?,
+        Group::Remove {
+            group, whom: args, ..
+        } => {
             let mut devices = names(&args.devices, directory::device)?;
             devices.extend(member.devices_in(&group, &names(&args.users, directory::user)?)?);
             member.remove(&group, &some(devices)?).await?

@@ -3,16 +3,20 @@
 use chancery_proto::{
     chain::{self, ChainInput},
     commit_info::MessageData,
-    delivery::v1::{Entry, EntryKind},
+    delivery::v1::{Entry, EntryKind, LeaveRequestPayload},
+    signed,
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
+use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     Context, CoreError, check, group,
     identity::person_of,
     mls,
-    records::{self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation},
+    records::{
+        self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
+    },
 };
 use crate::store::Step;
 
@@ -67,7 +71,10 @@ pub fn page(
             )));
         }
         let value = chain_after(&record, one);
-        if !entry.chain.is_empty() && entry.chain != value[..] {
+        let broken_promise = |(seq, chain): &(u64, Vec<u8>)| *seq == entry.seq && *chain != value;
+        if (!entry.chain.is_empty() && entry.chain != value[..])
+            || record.promised.as_ref().is_some_and(broken_promise)
+        {
             record.state = GroupState::HistoryChanged;
             page.history_changed = true;
             break;
@@ -154,6 +161,12 @@ fn apply(
         written.skipped = Some(format!("waiting for a rejoin: {why}"));
         return Ok(());
     }
+    if kind == Ok(EntryKind::LeaveRequest) {
+        if let Err(error) = leave_request(step, record, open, one, written) {
+            written.skipped = Some(error.to_string());
+        }
+        return Ok(());
+    }
     if !commit && !matches!(kind, Ok(EntryKind::Application | EntryKind::Proposal)) {
         written.skipped = Some("of a kind that this program does not know".into());
         return Ok(());
@@ -175,6 +188,49 @@ fn apply(
             }
             written.skipped = Some(error.to_string());
         }
+    }
+    Ok(())
+}
+
+/// Nothing more is known of devices that are no longer in.
+fn gone(record: &mut GroupRecord, removed: &[Person]) {
+    record.distrusted.retain(|p| !removed.contains(p));
+    record.leaving.retain(|p| !removed.contains(p));
+}
+
+/// A member asks to be removed: its own leaf's signature says so, not the server.
+fn leave_request(
+    step: &Step<'_>,
+    record: &mut GroupRecord,
+    open: &mut Open,
+    one: &Received,
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    let request = LeaveRequestPayload::decode(one.payload.as_slice()).map_err(mls)?;
+    let mls_group = open.get(step, &record.name)?;
+    let device = request.device.unwrap_or_default();
+    let (person, key) = mls_group
+        .members()
+        .find_map(|m| {
+            let person = person_of(&m.credential, &m.signature_key).ok()?;
+            let same = person.domain == device.domain && person.device[..] == device.id[..];
+            same.then_some((person, m.signature_key))
+        })
+        .ok_or_else(|| CoreError::Malformed("a leave request of somebody else".into()))?;
+    let content = signed::leave(
+        (&record.name.domain, &record.name.id),
+        (&person.domain, &person.device),
+        request.joined_seq,
+        request.expires_at,
+    );
+    if !signed::verify(&key, signed::LEAVE, &content, &request.signature) {
+        return Err(CoreError::Malformed(
+            "a leave request without its device's signature".into(),
+        ));
+    }
+    written.sender = Some(person.clone());
+    if !record.leaving.contains(&person) {
+        record.leaving.push(person);
     }
     Ok(())
 }
@@ -213,7 +269,7 @@ fn own(
             mls_group
                 .merge_pending_commit(step.provider())
                 .map_err(mls)?;
-            record.distrusted.retain(|p| !written.removed.contains(p));
+            gone(record, &written.removed);
             began_epoch(step, context, record, one, mls_group, written)?;
         }
         Operation::External => super::join::accepted(record, one.entry.seq),
@@ -312,7 +368,7 @@ fn process(
             mls_group
                 .merge_staged_commit(step.provider(), *staged)
                 .map_err(mls)?;
-            record.distrusted.retain(|p| !change.removed.contains(p));
+            gone(record, &change.removed);
             record.distrusted.extend(change.distrusted);
             (written.added, written.removed) = (change.added, change.removed);
             began_epoch(step, context, record, one, mls_group, written)?;

@@ -109,7 +109,9 @@ pub fn stage(
     let own = mls_group.own_leaf_index();
     let leaves: Vec<_> = roster
         .iter()
-        .filter(|(index, person)| *index != own && intent.remove.contains(person))
+        .filter(|(index, person)| {
+            *index != own && (intent.remove.contains(person) || record.leaving.contains(person))
+        })
         .collect();
     plan.removed = leaves.iter().map(|(_, person)| person.clone()).collect();
     if packages.is_empty() && leaves.is_empty() && !intent.update {

@@ -119,7 +119,9 @@ pub fn create(
         joined_seq: 0,
         rejoined_seq: 0,
         proposals: Vec::new(),
+        leaving: Vec::new(),
         distrusted: Vec::new(),
+        promised: None,
         pending: Some(Pending {
             message_id,
             operation: Operation::Create,
@@ -192,7 +194,7 @@ pub fn full_tree(tree: &Tree) -> TreeUpdate {
     }
 }
 
-/// Only what changed, as it is sent.
+/// Only what changed, as it is sent. Nodes that a smaller width leaves out are gone without being named.
 pub fn tree_changes(old: &Tree, new: &Tree) -> TreeUpdate {
     TreeUpdate {
         full: false,
@@ -200,6 +202,7 @@ pub fn tree_changes(old: &Tree, new: &Tree) -> TreeUpdate {
         nodes: new
             .changes_since(old)
             .into_iter()
+            .filter(|(index, _)| index / 2 < new.width())
             .map(|(index, node)| TreeNode {
                 index,
                 node: node.map(Into::into),

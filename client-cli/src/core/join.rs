@@ -89,7 +89,9 @@ pub fn welcome(
         joined_seq: frame.seq,
         rejoined_seq: 0,
         proposals: Vec::new(),
+        leaving: Vec::new(),
         distrusted: distrusted(context, &mls_group)?,
+        promised: None,
         pending: None,
         claim: None,
         name,
@@ -119,7 +121,9 @@ pub fn failed(
         joined_seq: frame.seq,
         rejoined_seq: 0,
         proposals: Vec::new(),
+        leaving: Vec::new(),
         distrusted: Vec::new(),
+        promised: None,
         pending: None,
         claim: None,
     };
@@ -203,7 +207,9 @@ pub fn external(
         joined_seq: info.head_seq,
         rejoined_seq: 0,
         proposals: Vec::new(),
+        leaving: Vec::new(),
         distrusted: Vec::new(),
+        promised: None,
         pending: None,
         claim: None,
     });
@@ -211,6 +217,7 @@ pub fn external(
     record.epoch = mls_group.epoch().as_u64();
     record.distrusted = distrusted(context, &mls_group)?;
     record.proposals.clear();
+    record.leaving.clear();
     record.claim = None;
     record.pending = Some(Pending {
         message_id,

@@ -219,8 +219,12 @@ pub struct GroupRecord {
     pub rejoined_seq: u64,
     /// Proposals of this epoch that a Commit of this device takes in.
     pub proposals: Vec<u64>,
+    /// Members that asked to be removed: the next Commit of this device removes them.
+    pub leaving: Vec<Person>,
     /// Leaves that do not verify against the pinned roots: nothing is sent to a group that holds one.
     pub distrusted: Vec<Person>,
+    /// The last entry that the server acknowledged to this device, with the chain after it: the log must come to hold it.
+    pub promised: Option<(u64, Vec<u8>)>,
     /// At most one.
     pub pending: Option<Pending>,
     /// KeyPackages that were asked for and not yet used.
@@ -318,6 +322,22 @@ pub fn group(step: &Step<'_>, name: &GroupName) -> Done<Option<GroupRecord>> {
 /// The store.
 pub fn put_group(step: &Step<'_>, record: &GroupRecord) -> Done {
     step.put(GROUPS, record.name.to_string().as_bytes(), record)
+}
+
+/// Notes what the server acknowledged: a log that lacks it is another one.
+///
+/// # Errors
+/// The store.
+pub fn promise(step: &Step<'_>, name: &GroupName, accepted: &Accepted) -> Done {
+    let Some(mut record) = group(step, name)? else {
+        return Ok(());
+    };
+    let newer = record.promised.as_ref().is_none_or(|p| p.0 < accepted.seq);
+    if newer && accepted.seq > record.head_seq {
+        record.promised = Some((accepted.seq, accepted.chain.clone()));
+        put_group(step, &record)?;
+    }
+    Ok(())
 }
 
 /// Forgets a group's record; the journal stays.

@@ -143,7 +143,7 @@ impl Member {
         Ok(done)
     }
 
-    /// Removes devices in one Commit.
+    /// Removes devices in one Commit, and with them those that asked to leave.
     ///
     /// # Errors
     /// The refusal, no answer, nobody to remove, or the store.
@@ -153,10 +153,14 @@ impl Member {
         self.read_up(name).await?;
         let remove = self.step(|step, context| {
             let roster = group::roster(&group::load(step, name)?)?;
+            let leaving = records::group(step, name)?
+                .map(|r| r.leaving)
+                .unwrap_or_default();
+            let named = |p: &Person| devices.iter().any(|d| p.domain == d.0 && p.device == d.1);
             let people = roster.into_iter().map(|(_, person)| person);
             Ok(people
                 .filter(|p| *p != context.identity.person)
-                .filter(|p| devices.iter().any(|d| p.domain == d.0 && p.device == d.1))
+                .filter(|p| named(p) || leaving.contains(p))
                 .collect::<Vec<_>>())
         })?;
         if remove.is_empty() {
@@ -420,6 +424,7 @@ impl Member {
                     record.pending = None;
                 }
                 records::put_group(step, &record)?;
+                records::promise(step, name, accepted)?;
             }
             Ok(())
         })?;

@@ -123,7 +123,10 @@ impl Member {
         unknown_outcomes: u32,
     ) -> Result<Sent, Failure> {
         outgoing.accepted = Some(accepted.clone());
-        self.step(|step, _| Ok(records::put_outgoing(step, name, &message_id, &outgoing)?))?;
+        self.step(|step, _| {
+            records::promise(step, name, &accepted)?;
+            Ok(records::put_outgoing(step, name, &message_id, &outgoing)?)
+        })?;
         Ok(Sent {
             message_id,
             accepted,

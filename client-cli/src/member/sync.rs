@@ -135,6 +135,12 @@ impl Member {
                 }
                 other => other?,
             };
+            let promised = record.promised.as_ref().map_or(0, |(seq, _)| *seq);
+            if head > 0 && head < promised {
+                // What was acknowledged is gone: an older database was restored.
+                self.stop(name)?;
+                return Err(CoreError::State("history_changed".into()).into());
+            }
             if entries.is_empty() {
                 return Ok(all);
             }

@@ -108,28 +108,16 @@ pub(super) async fn introducer(
     let nodes = store::tree::at(&**client, group, head.epoch_seq)
         .await
         .map_err(DbError::from)?;
+    let key = leaf_key_of(&nodes, &device_ref.domain, introducer.device);
     let holds = introduction.expires_at >= now
-        && nodes
-            .iter()
-            .filter(|(index, _)| index.is_multiple_of(2))
-            .any(|(_, bytes)| {
-                leaf_of(bytes).is_some_and(|leaf| {
-                    let named = leaf
-                        .certificate()
-                        .ok()
-                        .and_then(|der| chancery_proto::certificate::read_device(der).ok())
-                        .is_some_and(|c| {
-                            c.device == introducer.device && c.domain == device_ref.domain
-                        });
-                    named
-                        && signed::verify(
-                            &leaf.signature_key,
-                            signed::INTRODUCTION,
-                            &content,
-                            &introduction.signature,
-                        )
-                })
-            });
+        && key.is_some_and(|key| {
+            signed::verify(
+                &key,
+                signed::INTRODUCTION,
+                &content,
+                &introduction.signature,
+            )
+        });
     if holds {
         Ok(Some(introducer))
     } else {
@@ -138,6 +126,21 @@ pub(super) async fn introducer(
             "the introduction does not hold up",
         ))
     }
+}
+
+/// The signature key of a device's leaf in a stored tree: no directory is asked.
+pub fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -> Option<Vec<u8>> {
+    nodes
+        .iter()
+        .filter(|(index, _)| index.is_multiple_of(2))
+        .filter_map(|(_, bytes)| leaf_of(bytes))
+        .find(|leaf| {
+            leaf.certificate()
+                .ok()
+                .and_then(|der| chancery_proto::certificate::read_device(der).ok())
+                .is_some_and(|c| c.device == device && c.domain == domain)
+        })
+        .map(|leaf| leaf.signature_key)
 }
 
 /// A leaf out of `optional<Node>`.

@@ -112,6 +112,35 @@ pub async fn revoked(tx: &Transaction<'_>, group: &[u8]) -> Result<Vec<DeviceKey
         .collect())
 }
 
+/// Where the leave request of a membership that is leaving already stands, with its chain value.
+pub async fn leaving(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    device: DeviceKey,
+) -> Result<Option<(u64, Vec<u8>)>, Error> {
+    let sql = "/* roster::leaving */ SELECT l.seq, l.chain FROM members m \
+               JOIN log l ON l.group_id = m.group_id AND l.seq > m.joined_seq AND l.kind = 6 AND l.payload = m.pending_evidence \
+               WHERE m.group_id = $1 AND m.domain_id = $2 AND m.device_id = $3 AND m.removed_seq IS NULL AND m.pending = 1 \
+               ORDER BY l.seq LIMIT 1";
+    let row = tx
+        .query_opt(sql, &[&group, &device.domain, &device.device])
+        .await?;
+    Ok(row.map(|row| (unsigned(row.get(0)), row.get(1))))
+}
+
+/// Marks a member as leaving, with its signed request. A revocation, which weighs more, stays.
+pub async fn mark_leaving(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    device: DeviceKey,
+    evidence: &[u8],
+) -> Result<u64, Error> {
+    let sql = "/* roster::mark_leaving */ UPDATE members SET pending = 1, pending_evidence = $4 \
+               WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 AND removed_seq IS NULL AND pending = 0";
+    tx.execute(sql, &[&group, &device.domain, &device.device, &evidence])
+        .await
+}
+
 /// Besides the committer and those who leave: is there another user, is there another device?
 pub async fn others(
     tx: &Transaction<'_>,

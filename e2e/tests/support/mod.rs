@@ -1,0 +1,95 @@
+//! A server side and devices in one group, for tests that drive processes.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test file uses a part"
+)]
+
+use e2e::{
+    device::Device,
+    programs::{Programs, number},
+    server::Server,
+};
+use serde_json::Value;
+
+pub const DOMAIN: &str = "interior.example";
+
+pub struct Fixture {
+    pub folder: tempfile::TempDir,
+    pub programs: Programs,
+    pub server: Server,
+}
+
+impl Fixture {
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let programs = Programs::find().unwrap();
+        let server = Server::start(&programs, &folder.path().join("server"), &[DOMAIN]).unwrap();
+        Self {
+            folder,
+            programs,
+            server,
+        }
+    }
+
+    pub fn device(&self, name: &str) -> Device {
+        let folder = self.folder.path();
+        Device::enroll(&self.programs, &self.server, folder, 0, name, name).unwrap()
+    }
+
+    /// Devices that are all in one group, and the group.
+    pub fn group(&self, names: &[&str]) -> (Vec<Device>, String) {
+        let devices: Vec<Device> = names.iter().map(|name| self.device(name)).collect();
+        let mut words = vec!["group", "create"];
+        for device in &devices[1..] {
+            words.extend(["--device", &device.uri]);
+        }
+        let created = devices[0].run(&words).unwrap();
+        let group = created["group"].as_str().unwrap().to_owned();
+        for device in &devices {
+            device.run(&["sync"]).unwrap();
+        }
+        (devices, group)
+    }
+}
+
+/// The entries that this device has read, after asking the server.
+pub fn read(device: &Device, group: &str) -> Vec<Value> {
+    let answer = device.run(&["read", "--group", group]).unwrap();
+    answer["entries"].as_array().unwrap().clone()
+}
+
+/// The texts among them, in order.
+pub fn texts(device: &Device, group: &str) -> Vec<String> {
+    read(device, group)
+        .iter()
+        .filter_map(|entry| entry["text"].as_str().map(str::to_owned))
+        .collect()
+}
+
+pub fn show(device: &Device, group: &str) -> Value {
+    device.run(&["group", "show", "--group", group]).unwrap()
+}
+
+/// All have read everything and are in the same state.
+pub fn assert_agree(devices: &[&Device], group: &str) {
+    let states: Vec<Value> = devices
+        .iter()
+        .map(|device| {
+            device.run(&["sync"]).unwrap();
+            show(device, group)
+        })
+        .collect();
+    for state in &states {
+        for field in ["epoch_authenticator", "head_seq", "chain", "members"] {
+            assert_eq!(state[field], states[0][field], "{field}");
+        }
+        assert_eq!(state["state"], "active");
+        assert_eq!(state["pending"], Value::Null);
+    }
+}
+
+pub fn head(device: &Device, group: &str) -> u64 {
+    number(&show(device, group), "head_seq").unwrap()
+}
