@@ -18,7 +18,7 @@ async fn pair(world: &World) -> (Group, forge::Device, forge::Device) {
 
 #[tokio::test]
 async fn a_commit_a_welcome_and_messages_make_one_log_that_all_read_alike() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (a, b) = (world.device(Uuid::new_v4()), world.device(Uuid::new_v4()));
     let mut group = Group::create(&world, &a).await;
     let added = group.add(&world, &a, &[&a, &b], &[&b]).await;
@@ -82,7 +82,7 @@ fn assert_chain(group: &Group, entries: &[Entry]) {
 
 #[tokio::test]
 async fn a_repeat_gets_the_first_answer_and_other_bytes_are_refused() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (mut group, a, b) = pair(&world).await;
     let message = group.message(Uuid::new_v4(), 1);
     let first = send(&world, &a, message.clone()).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_repeat_gets_the_first_answer_and_other_bytes_are_refused() {
 
 #[tokio::test]
 async fn the_loser_of_an_epoch_learns_the_winner() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, a, b) = pair(&world).await;
     let tree = forge::tree(&[&a, &b], 5);
     let won = submit(&world, &a, group.commit(group.info(&[], &[]), &[], &tree))
@@ -135,7 +135,7 @@ async fn the_loser_of_an_epoch_learns_the_winner() {
 
 #[tokio::test]
 async fn wrong_epochs_are_told_apart() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (mut group, a, b) = pair(&world).await;
     let mut future = group.clone();
     future.epoch = 9;
@@ -165,7 +165,7 @@ async fn wrong_epochs_are_told_apart() {
 
 #[tokio::test]
 async fn after_a_removal_nothing_of_an_older_epoch_is_accepted_and_the_removed_read_no_further() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (mut group, a, b) = pair(&world).await;
     let before = group.clone();
     let removed = group.remove(&world, &a, &[&a], &[&b]).await;
@@ -223,7 +223,7 @@ async fn after_a_removal_nothing_of_an_older_epoch_is_accepted_and_the_removed_r
 
 #[tokio::test]
 async fn strangers_and_unknown_groups_get_the_same_answer() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, _, _) = pair(&world).await;
     let stranger = world.device(Uuid::new_v4());
     let mut unknown = group.clone();
@@ -247,7 +247,7 @@ async fn strangers_and_unknown_groups_get_the_same_answer() {
 
 #[tokio::test]
 async fn a_commit_that_lies_about_the_roster_is_refused() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, a, b) = pair(&world).await;
     let stranger = world.device(Uuid::new_v4());
     let newcomer = world.device(Uuid::new_v4());
@@ -322,7 +322,7 @@ async fn a_commit_that_lies_about_the_roster_is_refused() {
 
 #[tokio::test]
 async fn malformed_and_misplaced_bytes_are_refused_by_name() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, a, _) = pair(&world).await;
     let good = group.message(Uuid::new_v4(), 1);
     for end in 0..good.message.len() {
@@ -367,7 +367,7 @@ async fn malformed_and_misplaced_bytes_are_refused_by_name() {
 
 #[tokio::test]
 async fn tokens_are_checked_on_every_path() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, a, _) = pair(&world).await;
     let other = forge::Authority::new();
     let cases = [
@@ -404,7 +404,7 @@ async fn tokens_are_checked_on_every_path() {
 
 #[tokio::test]
 async fn a_revoked_device_is_refused_everywhere() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, a, b) = pair(&world).await;
     world.revoke(&b).await;
     let refused = send(&world, &b, group.message(Uuid::new_v4(), 1))
@@ -420,7 +420,7 @@ async fn a_revoked_device_is_refused_everywhere() {
 
 #[tokio::test]
 async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (mut group, a, b) = pair(&world).await;
     let tree = forge::tree(&[&a, &b], 3);
     let context = group.context(group.epoch, &group.tree);
@@ -498,7 +498,7 @@ async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
 
 #[tokio::test]
 async fn creating_is_idempotent_and_an_id_is_used_once() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let a = world.device(Uuid::new_v4());
     let group = Group::create(&world, &a).await;
     let again = world
@@ -528,7 +528,7 @@ async fn creating_is_idempotent_and_an_id_is_used_once() {
 
 #[tokio::test]
 async fn the_tree_of_an_epoch_comes_back_node_by_node() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (a, b) = (world.device(Uuid::new_v4()), world.device(Uuid::new_v4()));
     let mut group = Group::create(&world, &a).await;
     let first = group.tree.clone();
@@ -560,7 +560,7 @@ async fn the_tree_of_an_epoch_comes_back_node_by_node() {
 
 #[tokio::test]
 async fn a_pipeline_answers_each_message_and_goes_on_after_a_refusal() {
-    let world = World::start(1, &[]).await;
+    let world = World::start(2, &[]).await;
     let (group, a, b) = pair(&world).await;
     let mut requests: Vec<SendMessageRequest> =
         (0..50).map(|_| group.message(Uuid::new_v4(), 1)).collect();

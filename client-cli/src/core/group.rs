@@ -202,7 +202,7 @@ pub fn tree_changes(old: &Tree, new: &Tree) -> TreeUpdate {
         nodes: new
             .changes_since(old)
             .into_iter()
-            .filter(|(index, _)| index / 2 < new.width())
+            .filter(|(index, _)| index + 1 < 2 * new.width())
             .map(|(index, node)| TreeNode {
                 index,
                 node: node.map(Into::into),

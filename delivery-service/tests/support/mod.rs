@@ -8,7 +8,10 @@
 
 pub mod forge;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chancery_proto::{
@@ -38,6 +41,7 @@ pub struct World {
     pub db: TestDb,
     pub authority: Authority,
     pub nodes: Vec<Node>,
+    turn: AtomicUsize,
     _root: tempfile::NamedTempFile,
 }
 
@@ -75,6 +79,7 @@ impl World {
             db,
             authority,
             nodes: Vec::new(),
+            turn: AtomicUsize::new(0),
             _root: root,
         };
         for _ in 0..nodes {
@@ -115,8 +120,10 @@ impl World {
         Node { client, shutdown }
     }
 
+    /// The nodes take turns: what one wrote, the other must know at once.
     pub fn client(&self) -> Client {
-        self.nodes[0].client.clone()
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.nodes[turn % self.nodes.len()].client.clone()
     }
 
     pub fn device(&self, user: Uuid) -> Device {
