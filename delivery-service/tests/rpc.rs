@@ -589,3 +589,48 @@ async fn a_pipeline_answers_each_message_and_goes_on_after_a_refusal() {
     assert_eq!(seqs, (2..51).collect::<Vec<u64>>());
     assert_eq!(log(&world, &b, &group).await.unwrap().len(), 50);
 }
+
+/// Field lesson: a bulk add is accepted and then cannot be delivered. The client here has gRPC's default limit of 4 MiB for what it receives.
+#[tokio::test]
+async fn a_bulk_add_reaches_everybody_within_default_limits() {
+    let world = World::start(2, &[]).await;
+    let a = world.device(Uuid::new_v4());
+    let joiners: Vec<_> = (0..500).map(|_| world.device(Uuid::new_v4())).collect();
+    let mut group = Group::create(&world, &a).await;
+    let added: Vec<_> = joiners.iter().collect();
+    let mut everybody = vec![&a];
+    everybody.extend(&added);
+    let result = group.add(&world, &a, &everybody, &added).await;
+    let id = Uuid::new_v4();
+    send(&world, &a, group.message(id, 1)).await.unwrap();
+    for joiner in [&joiners[0], &joiners[499]] {
+        let request = world.by(joiner, ListWelcomesRequest::default());
+        let mut inbox = world
+            .client()
+            .list_welcomes(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let welcome = inbox.message().await.unwrap().unwrap().welcomes.remove(0);
+        assert!(welcome.welcome.len() < 1_000, "cut for one joiner");
+        let entries = log(&world, joiner, &group).await.unwrap();
+        let seqs: Vec<_> = entries.iter().map(|entry| entry.seq).collect();
+        assert_eq!(seqs, [result.seq, result.seq + 1]);
+        let request = FetchTreeRequest {
+            group: Some(group.reference()),
+            epoch_seq: result.epoch_seq,
+            ..FetchTreeRequest::default()
+        };
+        let mut parts = world
+            .client()
+            .fetch_tree(world.by(joiner, request))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut leaves = 0;
+        while let Some(part) = parts.message().await.unwrap() {
+            leaves += part.nodes.iter().filter(|n| n.index % 2 == 0).count();
+        }
+        assert_eq!(leaves, 501);
+    }
+}
