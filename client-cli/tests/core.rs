@@ -505,7 +505,7 @@ fn an_untrusted_leaf_is_merged_marked_and_nothing_is_sent_to_it() {
         let mut record = commit::active(step, &name)?;
         commit::stage(step, context, &mut record, &intent, [8; 16])
     });
-    assert!(matches!(nothing, Err(CoreError::Nothing)));
+    assert!(matches!(nothing, Err(CoreError::Distrusted(_))));
 }
 
 #[test]

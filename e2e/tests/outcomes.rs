@@ -24,11 +24,10 @@ use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A way to the server that swallows every answer while it is told to, and then breaks.
+/// A way to the server whose first connection swallows every answer until it is cut; later connections work.
 struct Tunnel {
     url: String,
-    swallow: Arc<AtomicBool>,
-    broken: Arc<AtomicBool>,
+    cut: Arc<AtomicBool>,
 }
 
 impl Tunnel {
@@ -36,51 +35,40 @@ impl Tunnel {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = server.strip_prefix("http://").unwrap().to_owned();
-        let (swallow, broken) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let tunnel = Self {
-            url,
-            swallow: swallow.clone(),
-            broken: Arc::clone(&broken),
-        };
+        let cut = Arc::new(AtomicBool::new(false));
+        let first = cut.clone();
         std::thread::spawn(move || {
+            let mut swallow = Some(first);
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
                 let Ok(upstream) = TcpStream::connect(&server) else {
                     return;
                 };
                 forward(&client, &upstream, None);
-                forward(&upstream, &client, Some((swallow.clone(), broken.clone())));
+                forward(&upstream, &client, swallow.take());
             }
         });
-        tunnel
-    }
-
-    /// Ends every connection that was swallowed; new ones work.
-    fn cut(&self) {
-        self.swallow.store(false, Ordering::SeqCst);
-        self.broken.store(true, Ordering::SeqCst);
+        Self { url, cut }
     }
 }
 
-type Flags = (Arc<AtomicBool>, Arc<AtomicBool>);
-
-fn forward(from: &TcpStream, to: &TcpStream, flags: Option<Flags>) {
+/// Copies one direction; with a flag, swallows instead, and ends both directions when the flag is raised.
+fn forward(from: &TcpStream, to: &TcpStream, swallow: Option<Arc<AtomicBool>>) {
     let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
     from.set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
     std::thread::spawn(move || {
-        let (mut buffer, mut swallowed) = ([0; 16_384], false);
+        let mut buffer = [0; 16_384];
         loop {
-            let read = from.read(&mut buffer);
-            if let Some((swallow, broken)) = &flags {
-                swallowed |= swallow.load(Ordering::SeqCst);
-                if swallowed && broken.load(Ordering::SeqCst) {
-                    break;
-                }
+            if swallow
+                .as_ref()
+                .is_some_and(|cut| cut.load(Ordering::SeqCst))
+            {
+                break;
             }
-            match read {
+            match from.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(_) if swallowed => {}
+                Ok(_) if swallow.is_some() => {}
                 Ok(count) => {
                     if to.write_all(&buffer[..count]).is_err() {
                         break;
@@ -111,31 +99,35 @@ fn an_accepted_request_whose_answer_is_lost_counts_once() {
     let fixture = Fixture::start();
     let (devices, group) = fixture.group(&["a", "b"]);
     let (a, b) = (&devices[0], &devices[1]);
+    let id = Uuid::new_v4().to_string();
     for words in [
-        vec!["send", "--group", &group, "did it land?"],
+        vec![
+            "send",
+            "--group",
+            &group,
+            "--message-id",
+            &id,
+            "did it land?",
+        ],
         vec!["group", "update", "--group", &group],
     ] {
-        let before = head(b, &group);
+        a.run(&["sync"]).unwrap();
+        let before = head(a, &group);
+        // Made and kept: the first thing that the next command sends is this, and nothing else.
+        a.crash("before-send", &words).unwrap();
         let tunnel = Tunnel::to(&fixture.server.node.delivery_url);
         let mut command = a.command(&words);
         command.env("CHANCERY_DELIVERY_URL", &tunnel.url);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        tunnel.swallow.store(true, Ordering::SeqCst);
-        let child = command.spawn().unwrap();
-        // The first thing that the command hears nothing back from may be a read; each cut lets it come one step further.
-        let mut last = Instant::now();
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         until("it does not land", || {
-            if last.elapsed() > Duration::from_secs(2) {
-                tunnel.cut();
-                std::thread::sleep(Duration::from_millis(100));
-                tunnel.broken.store(false, Ordering::SeqCst);
-                tunnel.swallow.store(true, Ordering::SeqCst);
-                last = Instant::now();
-            }
             b.run(&["sync"]).unwrap();
             head(b, &group) > before
         });
-        tunnel.cut();
+        tunnel.cut.store(true, Ordering::SeqCst);
         let answer = said(&child.wait_with_output().unwrap())
             .ok("the command")
             .unwrap();

@@ -14,9 +14,10 @@ pub mod run;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use openmls::prelude::Ciphersuite;
 use uuid::Uuid;
 
-use crate::core::records::GroupName;
+use crate::core::{group::SUITES, records::GroupName};
 
 /// A member of encrypted groups, for scripts: results are JSON on stdout, messages go to stderr, nothing ever asks.
 #[derive(Debug, Parser)]
@@ -168,9 +169,20 @@ pub enum Keys {
         /// How many.
         #[arg(long, default_value_t = crate::member::enroll::KEY_PACKAGES)]
         count: u32,
+        /// Cipher suite (RFC 9420 section 17.1): 1 or 3.
+        #[arg(long, default_value = "1", value_parser = suite)]
+        suite: Ciphersuite,
     },
     /// Prints what the server has in stock.
     Stock,
+}
+
+fn suite(text: &str) -> Result<Ciphersuite, String> {
+    let known = |code: u16| SUITES.into_iter().find(|s| u16::from(*s) == code);
+    text.parse()
+        .ok()
+        .and_then(known)
+        .ok_or_else(|| "this device knows suites 1 and 3".to_owned())
 }
 
 /// Whom a change is about.
@@ -188,7 +200,14 @@ pub struct Whom {
 #[derive(Debug, Subcommand)]
 pub enum Group {
     /// Makes a group, then adds the named in one Commit.
-    Create(Whom),
+    Create {
+        /// Whom.
+        #[command(flatten)]
+        whom: Whom,
+        /// Cipher suite (RFC 9420 section 17.1): 1 or 3.
+        #[arg(long, default_value = "1", value_parser = suite)]
+        suite: Ciphersuite,
+    },
     /// Lists the groups of the store.
     List,
     /// Prints this device's own state of a group.

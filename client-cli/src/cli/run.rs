@@ -70,10 +70,15 @@ async fn answer(member: &Member, command: Command) -> Result<Value, Failure> {
             let seq = member.revoke(&directory::device(&device)?).await?;
             json!({ "device": device, "seq": seq })
         }
-        Command::Keys(Keys::Publish { count }) => {
+        Command::Keys(Keys::Publish { count, suite }) => {
             let stock = member.key_package_stock().await?;
-            let last_resort = !stock.iter().any(|s| s.last_resort);
-            output::stock(&member.publish_key_packages(count, last_resort).await?)
+            let code = u32::from(u16::from(suite));
+            let last_resort = !stock.iter().any(|s| s.suite == code && s.last_resort);
+            output::stock(
+                &member
+                    .publish_key_packages(suite, count, last_resort)
+                    .await?,
+            )
         }
         Command::Keys(Keys::Stock) => output::stock(&member.key_package_stock().await?),
         Command::Group(command) => grouped(member, command).await?,
@@ -189,9 +194,9 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
         Ok(devices)
     };
     let done = match command {
-        Group::Create(args) => {
+        Group::Create { whom: args, suite } => {
             let devices = whom(member, &args).await?;
-            let created = member.create_group().await?;
+            let created = member.create_group(suite).await?;
             let own = &member.identity().person;
             let own = (own.domain.clone(), own.device);
             let others: Vec<_> = devices.into_iter().filter(|d| *d != own).collect();

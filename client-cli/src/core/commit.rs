@@ -80,6 +80,28 @@ fn usable(
     Ok((person, package))
 }
 
+/// What the proposals that others sent already do: a Commit takes them in by reference.
+fn queued(mls_group: &MlsGroup, roster: &[(LeafNodeIndex, Person)]) -> Result<Plan, CoreError> {
+    let mut plan = Plan::default();
+    for queued in mls_group.pending_proposals() {
+        match queued.proposal() {
+            Proposal::Add(add) => {
+                let leaf = add.key_package().leaf_node();
+                plan.added.push(person_of(
+                    leaf.credential(),
+                    leaf.signature_key().as_slice(),
+                )?);
+            }
+            Proposal::Remove(remove) => {
+                let found = roster.iter().find(|(index, _)| *index == remove.removed());
+                plan.removed.extend(found.map(|(_, person)| person.clone()));
+            }
+            _ => {}
+        }
+    }
+    Ok(plan)
+}
+
 /// Builds the Commit for an intent on the group as it is now, and keeps it as pending.
 ///
 /// # Errors
@@ -93,7 +115,8 @@ pub fn stage(
 ) -> Result<Plan, CoreError> {
     let mut mls_group = group::load(step, &record.name)?;
     let roster = group::roster(&mls_group)?;
-    let mut plan = Plan::default();
+    let mut plan = queued(&mls_group, &roster)?;
+    let by_reference = plan.clone();
     let mut packages = Vec::new();
     for bytes in &intent.key_packages {
         match usable(step, context, mls_group.ciphersuite(), bytes) {
@@ -110,12 +133,22 @@ pub fn stage(
     let leaves: Vec<_> = roster
         .iter()
         .filter(|(index, person)| {
-            *index != own && (intent.remove.contains(person) || record.leaving.contains(person))
+            *index != own
+                && !by_reference.removed.contains(person)
+                && (intent.remove.contains(person) || record.leaving.contains(person))
         })
         .collect();
-    plan.removed = leaves.iter().map(|(_, person)| person.clone()).collect();
-    if packages.is_empty() && leaves.is_empty() && !intent.update {
-        return Err(CoreError::Nothing);
+    let removed = leaves.iter().map(|(_, person)| person.clone());
+    plan.removed.extend(removed);
+    let proposed = mls_group.pending_proposals().next().is_some();
+    if packages.is_empty() && leaves.is_empty() && !intent.update && !proposed {
+        return Err(match plan.unusable.first() {
+            Some((person, why)) => {
+                let device = person.as_ref().map_or_else(String::new, Person::device_uri);
+                CoreError::Distrusted(format!("the KeyPackage of {device} cannot be used: {why}"))
+            }
+            None => CoreError::Nothing,
+        });
     }
     let info = commit_info(record, &plan, intent);
     let aad = MessageData {

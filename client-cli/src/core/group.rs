@@ -31,12 +31,15 @@ const PADDING: usize = 64;
 /// Largest objects that are parsed.
 pub const MAX_BYTES: usize = 64 << 20;
 
-/// What every leaf of this device advertises.
+/// What every leaf of this device advertises: the policy, and the mark of a last-resort KeyPackage, without which openmls adds nobody by one.
 pub fn capabilities() -> Capabilities {
     Capabilities::new(
         None,
         Some(&SUITES),
-        Some(&[ExtensionType::Unknown(POLICY_EXTENSION)]),
+        Some(&[
+            ExtensionType::Unknown(POLICY_EXTENSION),
+            ExtensionType::LastResort,
+        ]),
         None,
         Some(&[CredentialType::X509]),
     )

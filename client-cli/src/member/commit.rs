@@ -9,7 +9,7 @@ use chancery_proto::{
     policy::POLICY_EXTENSION,
     signed,
 };
-use openmls::prelude::CredentialType;
+use openmls::prelude::{Ciphersuite, CredentialType};
 use openmls_traits::signatures::Signer as _;
 use prost::Message as _;
 
@@ -84,13 +84,13 @@ impl Member {
     ///
     /// # Errors
     /// The refusal, no answer (the creation is kept and `sync` finishes it), or the store.
-    pub async fn create_group(&self) -> Result<Committed, Failure> {
+    pub async fn create_group(&self, suite: Ciphersuite) -> Result<Committed, Failure> {
         let name = GroupName {
             domain: self.profile.delivery_domain.clone(),
             id: [new_id(), new_id()].concat(),
         };
         self.step(|step, context| {
-            group::create(step, context, &name, group::SUITES[0], new_id()).map(|_| ())
+            group::create(step, context, &name, suite, new_id()).map(|_| ())
         })?;
         fault::point("before-send");
         let mut tally = Tally::default();
@@ -232,6 +232,31 @@ impl Member {
             ..Intent::default()
         };
         self.change(name, intent, Tally::default()).await
+    }
+
+    /// Commits what others proposed, and nothing else.
+    ///
+    /// # Errors
+    /// The refusal, no answer, nothing proposed, or the store.
+    pub async fn commit_proposals(&self, name: &GroupName) -> Result<Committed, Failure> {
+        self.change(name, Intent::default(), Tally::default()).await
+    }
+
+    /// Makes the Commit of an update and keeps it, without sending it: for whoever wants to hold it a moment.
+    ///
+    /// # Errors
+    /// No answer, or the store.
+    pub async fn prepare_update(&self, name: &GroupName) -> Result<(), Failure> {
+        self.settle(name, &mut Tally::default()).await?;
+        self.read_up(name).await?;
+        let update = Intent {
+            update: true,
+            ..Intent::default()
+        };
+        self.step(|step, context| {
+            let mut record = commit::active(step, name)?;
+            commit::stage(step, context, &mut record, &update, new_id()).map(|_| ())
+        })
     }
 
     /// Comes back by an external Commit: this device is in the roster, has its key, and lost its state.
@@ -458,7 +483,8 @@ impl Member {
 
     /// Asks for one KeyPackage of each device. The claim's id is kept first: repeated after a crash it gets the same packages.
     async fn claim(&self, name: &GroupName, devices: Vec<Name>) -> Result<Claimed, Failure> {
-        let claim_id = self.step(|step, _| {
+        let (claim_id, suite) = self.step(|step, _| {
+            let suite = group::load(step, name)?.ciphersuite();
             let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
             let claim = match record.claim.take().filter(|c| c.devices == devices) {
                 Some(claim) => claim,
@@ -470,7 +496,7 @@ impl Member {
             let id = claim.claim_id;
             record.claim = Some(claim);
             records::put_group(step, &record)?;
-            Ok(id)
+            Ok((id, suite))
         })?;
         let request = ClaimKeyPackagesRequest {
             claim_id: claim_id.to_vec().into(),
@@ -481,7 +507,7 @@ impl Member {
                     id: id.to_vec().into(),
                 })
                 .collect(),
-            suites: vec![u16::from(group::SUITES[0]).into()],
+            suites: vec![u16::from(suite).into()],
             required: Some(RequiredCapabilities {
                 extensions: vec![POLICY_EXTENSION.into()],
                 proposals: vec![],

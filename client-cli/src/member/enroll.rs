@@ -11,7 +11,7 @@ use chancery_proto::{
     },
     signed,
 };
-use openmls::prelude::{KeyPackage, Lifetime, MlsMessageOut};
+use openmls::prelude::{Ciphersuite, KeyPackage, Lifetime, MlsMessageOut};
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
 use ring::signature::Ed25519KeyPair;
 use serde::{Deserialize, Serialize};
@@ -135,7 +135,9 @@ pub async fn enroll(
     drop(store);
     fault::point("enroll-after-answer");
     let member = Member::open(folder, Profile::read(folder)?, deadline).await?;
-    member.fill_key_packages(enrolment.key_packages).await?;
+    member
+        .fill_key_packages(group::SUITES[0], enrolment.key_packages)
+        .await?;
     Ok(member)
 }
 
@@ -271,13 +273,17 @@ impl Member {
     ///
     /// # Errors
     /// The refusal, or no answer.
-    pub async fn fill_key_packages(&self, wanted: u32) -> Result<Vec<Stock>, Failure> {
+    pub async fn fill_key_packages(
+        &self,
+        suite: Ciphersuite,
+        wanted: u32,
+    ) -> Result<Vec<Stock>, Failure> {
         let stock = self.key_package_stock().await?;
-        let suite = u32::from(u16::from(group::SUITES[0]));
-        let own = stock.iter().find(|s| s.suite == suite);
+        let code = u32::from(u16::from(suite));
+        let own = stock.iter().find(|s| s.suite == code);
         let missing = wanted.saturating_sub(own.map_or(0, |s| s.one_time));
         let last_resort = !own.is_some_and(|s| s.last_resort);
-        self.publish_key_packages(missing, last_resort).await
+        self.publish_key_packages(suite, missing, last_resort).await
     }
 
     /// Publishes new KeyPackages. Their private parts are kept before they are sent.
@@ -286,13 +292,14 @@ impl Member {
     /// The refusal, or no answer.
     pub async fn publish_key_packages(
         &self,
+        suite: Ciphersuite,
         count: u32,
         last_resort: bool,
     ) -> Result<Vec<Stock>, Failure> {
         let (mut left, mut last_resort) = (count, last_resort);
         while left > 0 || last_resort {
             let part = left.min(PUBLISH_PART);
-            let key_packages = self.make_key_packages(part, last_resort)?;
+            let key_packages = self.make_key_packages(suite, part, last_resort)?;
             let request = PublishKeyPackagesRequest {
                 key_packages: key_packages.into_iter().map(Into::into).collect(),
                 ..PublishKeyPackagesRequest::default()
@@ -307,7 +314,12 @@ impl Member {
         self.key_package_stock().await
     }
 
-    fn make_key_packages(&self, count: u32, last_resort: bool) -> Result<Vec<Vec<u8>>, Failure> {
+    fn make_key_packages(
+        &self,
+        suite: Ciphersuite,
+        count: u32,
+        last_resort: bool,
+    ) -> Result<Vec<Vec<u8>>, Failure> {
         let (_, certificate_ends) =
             chancery_proto::certificate::validity(&self.identity.certificate).map_err(damaged)?;
         self.step(|step, context| {
@@ -325,7 +337,7 @@ impl Member {
                     }
                     let made = builder
                         .build(
-                            group::SUITES[0],
+                            suite,
                             step.provider(),
                             context.identity,
                             context.identity.credential()?,

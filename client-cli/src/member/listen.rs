@@ -11,7 +11,10 @@ use tonic::Code;
 
 use super::{Audience, Delivery, Member};
 use crate::{
-    core::records::{self, GroupName, GroupState, JournalEntry},
+    core::{
+        group,
+        records::{self, GroupName, GroupState, JournalEntry},
+    },
     failure::{Failure, code_name},
     transport::{jittered, with_token},
 };
@@ -168,7 +171,8 @@ impl Member {
             },
             frame::Frame::CaughtUp(_) => Ok(sink(Event::CaughtUp)),
             frame::Frame::KeyPackageStock(_) => {
-                self.fill_key_packages(super::enroll::KEY_PACKAGES).await?;
+                self.fill_key_packages(group::SUITES[0], super::enroll::KEY_PACKAGES)
+                    .await?;
                 Ok(ControlFlow::Continue(()))
             }
             frame::Frame::Ended(ended) => Ok(ended_event(&ended, sink)),

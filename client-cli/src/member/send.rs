@@ -42,6 +42,7 @@ impl Member {
         messages: &[([u8; 16], Vec<u8>)],
     ) -> Result<Vec<Sent>, Failure> {
         self.settle(name, &mut Tally::default()).await?;
+        self.commit_what_was_proposed(name).await?;
         self.step(|step, context| {
             let record = commit::active(step, name)?;
             for (id, text) in messages {
@@ -65,6 +66,17 @@ impl Member {
             sent.push(self.deliver(name, *id).await?);
         }
         Ok(sent)
+    }
+
+    /// Who has seen a proposal commits before speaking (RFC 9420 section 12.4).
+    async fn commit_what_was_proposed(&self, name: &GroupName) -> Result<(), Failure> {
+        if self.record(name)?.proposals.is_empty() {
+            return Ok(());
+        }
+        match self.commit_proposals(name).await {
+            Err(Failure::Core(CoreError::Nothing)) => Ok(()),
+            other => other.map(|_| ()),
+        }
     }
 
     /// Sends what the outbox holds under this id until it is accepted or refused.
@@ -99,6 +111,7 @@ impl Member {
                 Err(failure) if failure.reason() == Some(Reason::EpochTooOld) => {
                     self.read_up(name).await?;
                     self.settle(name, &mut Tally::default()).await?;
+                    self.commit_what_was_proposed(name).await?;
                     self.step(|step, context| {
                         let record = commit::active(step, name)?;
                         commit::message(step, context, &record, id, &outgoing.text).map(|_| ())

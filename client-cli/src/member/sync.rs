@@ -75,7 +75,8 @@ impl Member {
         let suite = u32::from(u16::from(group::SUITES[0]));
         let own = stock.iter().find(|s| s.suite == suite);
         if own.is_none_or(|s| s.one_time < KEY_PACKAGES / 2 || !s.last_resort) {
-            self.fill_key_packages(KEY_PACKAGES).await?;
+            self.fill_key_packages(group::SUITES[0], KEY_PACKAGES)
+                .await?;
         }
         Ok(synced)
     }

@@ -1,0 +1,390 @@
+//! A device on the wire contract alone: what any client, in any language, has to do. It knows no MLS library.
+
+use anyhow::{Context as _, ensure};
+use chancery_proto::{
+    auth::v1::{
+        Credential, EnrollRequest, IssueTokenRequest, auth_service_client::AuthServiceClient,
+        enroll_request,
+    },
+    certificate::{self, device_uri},
+    common::v1::{DeviceRef, GroupRef},
+    delivery::v1::{
+        AckWelcomesRequest, ClaimKeyPackagesRequest, ClaimOutcome, CreateGroupRequest, Entry,
+        FetchPayloadRequest, FetchTreeRequest, GetGroupInfoRequest, GetGroupInfoResponse,
+        ListWelcomesRequest, PublishKeyPackagesRequest, ReadLogRequest, RequiredCapabilities,
+        SendMessageRequest, SubmitCommitRequest, SubmitCommitResponse, TreeNode, TreeUpdate,
+        Welcome, WelcomeRef, delivery_service_client::DeliveryServiceClient, entry::Body,
+    },
+    policy::POLICY_EXTENSION,
+    signed,
+    token::{ASSERTION_TYPE, AssertionClaims, sign},
+    tree::Tree,
+};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use ring::signature::Ed25519KeyPair;
+use tonic::{Request, Status, transport::Channel};
+use uuid::Uuid;
+
+use crate::world::{DOMAIN, World};
+
+/// Who somebody is: user and device of [`DOMAIN`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Person {
+    /// The user.
+    pub user: Uuid,
+    /// The device.
+    pub device: Uuid,
+}
+
+impl Person {
+    /// Who a leaf certificate names.
+    ///
+    /// # Errors
+    /// Not of the profile, or of another domain.
+    pub fn of(der: &[u8]) -> anyhow::Result<Self> {
+        let seen = certificate::read_device(der)?;
+        ensure!(seen.domain == DOMAIN, "a certificate of {}", seen.domain);
+        Ok(Self {
+            user: seen.user,
+            device: seen.device,
+        })
+    }
+
+    /// `mimi://<domain>/d/<uuid>`.
+    pub fn uri(&self) -> String {
+        device_uri(DOMAIN, self.device)
+    }
+}
+
+/// An enrolled device with its connections.
+pub struct Device {
+    /// Who it is.
+    pub person: Person,
+    /// Its leaf certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Its key, PKCS#8.
+    pub pkcs8: Vec<u8>,
+    /// Its raw public key.
+    pub public_key: Vec<u8>,
+    auth: AuthServiceClient<Channel>,
+    delivery: DeliveryServiceClient<Channel>,
+    token: String,
+}
+
+fn now() -> i64 {
+    time::OffsetDateTime::now_utc().unix_timestamp()
+}
+
+/// A group of the services here.
+pub fn group_ref(id: &[u8]) -> Option<GroupRef> {
+    Some(GroupRef {
+        domain: DOMAIN.to_owned(),
+        id: id.to_vec().into(),
+    })
+}
+
+/// The whole tree, as it is sent.
+///
+/// # Errors
+/// The bytes are no ratchet tree.
+pub fn full_tree(ratchet_tree: &[u8]) -> anyhow::Result<TreeUpdate> {
+    let tree = Tree::from_ratchet_tree(ratchet_tree).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    Ok(TreeUpdate {
+        full: true,
+        tree_width: tree.width(),
+        nodes: tree
+            .nodes()
+            .map(|(index, node)| TreeNode {
+                index,
+                node: Some(node.to_vec().into()),
+            })
+            .collect(),
+    })
+}
+
+impl Device {
+    /// Makes a key, enrolls with an invitation, gets a token.
+    ///
+    /// # Errors
+    /// A service refuses.
+    pub async fn enroll(world: &World, handle: &str) -> anyhow::Result<Self> {
+        let code = world.invite(handle).await?;
+        let auth_url = world.node.auth[0].url.clone();
+        let mut auth = AuthServiceClient::connect(auth_url).await?;
+        let delivery = DeliveryServiceClient::connect(world.node.delivery_url.clone()).await?;
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let csr = CertificateParams::default().serialize_request(&key)?;
+        let pkcs8 = key.serialize_der();
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8)
+            .map_err(|_| anyhow::anyhow!("the key"))?;
+        let proof_time = now();
+        let content = signed::enroll(DOMAIN, &code, csr.der(), proof_time);
+        let proof = pair.sign(&signed::to_be_signed(signed::ENROLL, &content));
+        let request = EnrollRequest {
+            by: Some(enroll_request::By::Invitation(code)),
+            credentials: vec![Credential {
+                scheme: 0x0807,
+                csr: csr.der().to_vec().into(),
+                proof: proof.as_ref().to_vec().into(),
+                proof_time,
+            }],
+            device_name: handle.to_owned(),
+        };
+        let answer = auth.enroll(request).await?.into_inner();
+        let certificate = answer.certificates.first().context("no certificate")?;
+        let mut device = Self {
+            person: Person::of(certificate)?,
+            certificate: certificate.to_vec(),
+            public_key: key.public_key_raw().to_vec(),
+            pkcs8,
+            auth,
+            delivery: delivery.max_encoding_message_size(64 << 20),
+            token: String::new(),
+        };
+        device.refresh_token().await?;
+        Ok(device)
+    }
+
+    async fn refresh_token(&mut self) -> anyhow::Result<()> {
+        let name = self.person.uri();
+        let claims = AssertionClaims {
+            iss: name.clone(),
+            sub: name,
+            aud: format!("as:{DOMAIN}"),
+            iat: now(),
+            exp: now() + 60,
+            jti: Uuid::new_v4().to_string(),
+        };
+        let request = IssueTokenRequest {
+            client_assertion: sign(ASSERTION_TYPE, None, &claims, &self.pkcs8)?,
+            audience: format!("ds:{DOMAIN}"),
+        };
+        self.token = self
+            .auth
+            .issue_token(request)
+            .await?
+            .into_inner()
+            .access_token;
+        Ok(())
+    }
+
+    fn by<T>(&self, message: T) -> Result<Request<T>, Status> {
+        let mut request = Request::new(message);
+        let value = format!("Bearer {}", self.token)
+            .parse()
+            .map_err(|_| Status::unauthenticated("token"))?;
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+
+    /// Publishes MLSMessage(KeyPackage)s.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn publish(&mut self, key_packages: Vec<Vec<u8>>) -> Result<(), Status> {
+        let request = self.by(PublishKeyPackagesRequest {
+            key_packages: key_packages.into_iter().map(Into::into).collect(),
+            ..PublishKeyPackagesRequest::default()
+        })?;
+        self.delivery.publish_key_packages(request).await?;
+        Ok(())
+    }
+
+    /// One KeyPackage of each device.
+    ///
+    /// # Errors
+    /// The service's refusal, or a device without one.
+    pub async fn claim(
+        &mut self,
+        group: &[u8],
+        suite: u16,
+        devices: &[Person],
+    ) -> Result<Vec<Vec<u8>>, Status> {
+        let request = self.by(ClaimKeyPackagesRequest {
+            claim_id: Uuid::new_v4().as_bytes().to_vec().into(),
+            devices: devices
+                .iter()
+                .map(|person| DeviceRef {
+                    domain: DOMAIN.to_owned(),
+                    id: person.device.as_bytes().to_vec().into(),
+                })
+                .collect(),
+            suites: vec![suite.into()],
+            required: Some(RequiredCapabilities {
+                extensions: vec![POLICY_EXTENSION.into()],
+                proposals: vec![],
+                credentials: vec![2],
+            }),
+            for_group: group_ref(group),
+        })?;
+        let mut parts = self
+            .delivery
+            .claim_key_packages(request)
+            .await?
+            .into_inner();
+        let mut packages = Vec::new();
+        while let Some(part) = parts.message().await? {
+            for claim in part.claims {
+                if claim.outcome() != ClaimOutcome::KeyPackage {
+                    let why = claim.outcome().as_str_name();
+                    return Err(Status::not_found(why));
+                }
+                packages.push(claim.key_package.to_vec());
+            }
+        }
+        Ok(packages)
+    }
+
+    /// Creates a group.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn create_group(
+        &mut self,
+        group: &[u8],
+        suite: u16,
+        group_info: Vec<u8>,
+        tree: TreeUpdate,
+    ) -> Result<(), Status> {
+        let request = self.by(CreateGroupRequest {
+            group: group_ref(group),
+            suite: suite.into(),
+            group_info: group_info.into(),
+            tree: Some(tree),
+            ..CreateGroupRequest::default()
+        })?;
+        self.delivery.create_group(request).await?;
+        Ok(())
+    }
+
+    /// Submits a Commit.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn submit(
+        &mut self,
+        request: SubmitCommitRequest,
+    ) -> Result<SubmitCommitResponse, Status> {
+        let request = self.by(request)?;
+        Ok(self.delivery.submit_commit(request).await?.into_inner())
+    }
+
+    /// Sends an application message or a proposal; its seq.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn send(&mut self, request: SendMessageRequest) -> Result<u64, Status> {
+        let request = self.by(request)?;
+        Ok(self.delivery.send_message(request).await?.into_inner().seq)
+    }
+
+    /// Entries after a seq, with their payloads.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn read(
+        &mut self,
+        group: &[u8],
+        after: u64,
+    ) -> Result<Vec<(Entry, Vec<u8>)>, Status> {
+        let request = self.by(ReadLogRequest {
+            group: group_ref(group),
+            after_seq: after,
+            ..ReadLogRequest::default()
+        })?;
+        let mut parts = self.delivery.read_log(request).await?.into_inner();
+        let mut entries = Vec::new();
+        while let Some(part) = parts.message().await? {
+            entries.extend(part.entries.unwrap_or_default().entries);
+        }
+        let mut read = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let payload = match &entry.body {
+                Some(Body::Payload(bytes)) => bytes.to_vec(),
+                Some(Body::PayloadRef(_)) => self.payload(group, entry.seq).await?,
+                None => Vec::new(),
+            };
+            read.push((entry, payload));
+        }
+        Ok(read)
+    }
+
+    async fn payload(&mut self, group: &[u8], seq: u64) -> Result<Vec<u8>, Status> {
+        let request = self.by(FetchPayloadRequest {
+            group: group_ref(group),
+            seq,
+        })?;
+        let mut parts = self.delivery.fetch_payload(request).await?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(part) = parts.message().await? {
+            bytes.extend_from_slice(&part.chunk);
+        }
+        Ok(bytes)
+    }
+
+    /// The ratchet tree of an epoch, RFC 9420 section 12.4.3.3.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn tree(&mut self, group: &[u8], epoch_seq: u64) -> Result<Vec<u8>, Status> {
+        let request = self.by(FetchTreeRequest {
+            group: group_ref(group),
+            epoch_seq,
+            current: false,
+        })?;
+        let mut parts = self.delivery.fetch_tree(request).await?.into_inner();
+        let bad = |error| Status::data_loss(format!("{error:?}"));
+        let mut tree: Option<Tree> = None;
+        while let Some(part) = parts.message().await? {
+            let tree = match &mut tree {
+                Some(tree) => tree,
+                None => tree.insert(Tree::blank(part.tree_width).map_err(bad)?),
+            };
+            for node in part.nodes {
+                tree.set(node.index, node.node.as_deref()).map_err(bad)?;
+            }
+        }
+        tree.map(|tree| tree.to_ratchet_tree())
+            .ok_or_else(|| Status::data_loss("no tree"))
+    }
+
+    /// The stored GroupInfo.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn group_info(&mut self, group: &[u8]) -> Result<GetGroupInfoResponse, Status> {
+        let request = self.by(GetGroupInfoRequest {
+            group: group_ref(group),
+        })?;
+        Ok(self.delivery.get_group_info(request).await?.into_inner())
+    }
+
+    /// Unread Welcomes.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn welcomes(&mut self) -> Result<Vec<Welcome>, Status> {
+        let request = self.by(ListWelcomesRequest::default())?;
+        let mut parts = self.delivery.list_welcomes(request).await?.into_inner();
+        let mut welcomes = Vec::new();
+        while let Some(part) = parts.message().await? {
+            welcomes.extend(part.welcomes);
+        }
+        Ok(welcomes)
+    }
+
+    /// Acknowledges a Welcome.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn acknowledge(&mut self, welcome: &Welcome) -> Result<(), Status> {
+        let request = self.by(AckWelcomesRequest {
+            welcomes: vec![WelcomeRef {
+                group: welcome.group.clone(),
+                seq: welcome.seq,
+            }],
+        })?;
+        self.delivery.ack_welcomes(request).await?;
+        Ok(())
+    }
+}
