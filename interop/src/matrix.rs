@@ -6,18 +6,19 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::{
-    mls_rs_member,
+    contract_member::ContractMember,
+    engine::{Engine, Identity},
+    mls_rs_engine,
     openmls_member::OpenMls,
     scenario::Stop,
     scenarios::{SCENARIOS, Scenario, UNSUPPORTED},
     stack::Stack,
+    ts_engine::{self, TsMls},
     world::World,
 };
 
-/// Stacks that take part.
-pub const STACKS: [&str; 2] = ["openmls", "mls-rs"];
-/// Stacks that do not yet, with the reason.
-pub const SKIPPED: [(&str, &str); 1] = [("ts-mls", "its member is not written yet")];
+/// Every stack.
+pub const STACKS: [&str; 3] = ["openmls", "mls-rs", "ts-mls"];
 /// Suites that both stacks have and a certificate fits: RFC 9420 section 17.1.
 pub const SUITES: [u16; 2] = [1, 3];
 /// The most roles that a scenario has.
@@ -55,15 +56,33 @@ struct Ensemble {
 }
 
 impl Ensemble {
-    async fn enroll(world: &World, suite: u16) -> anyhow::Result<Self> {
+    async fn enroll(world: &World, suite: u16, stacks: &[&'static str]) -> anyhow::Result<Self> {
         let mut members = Vec::new();
         for role in 0..ROLES {
             let mut of_role: Vec<Box<dyn Stack>> = Vec::new();
-            let openmls = OpenMls::enroll(world, &format!("openmls-{suite}-{role}"), suite).await;
-            of_role.push(Box::new(openmls.context("openmls enrolls")?));
-            let handle = format!("mls-rs-{suite}-{role}");
-            let mls_rs = mls_rs_member::enroll(world, &handle, suite).await;
-            of_role.push(mls_rs.context("mls-rs enrolls")?);
+            for stack in stacks {
+                let handle = format!("{stack}-{suite}-{role}");
+                let context = || format!("{handle} enrolls");
+                of_role.push(match *stack {
+                    "openmls" => {
+                        let member = OpenMls::enroll(world, &handle, suite).await;
+                        Box::new(member.with_context(context)?)
+                    }
+                    "mls-rs" => {
+                        let start = mls_rs_engine::start;
+                        let member = ContractMember::enroll(world, &handle, suite, start).await;
+                        Box::new(member.with_context(context)?)
+                    }
+                    _ => {
+                        let start = |suite: u16, identity: &Identity<'_>| {
+                            let engine = TsMls::start(suite, identity)?;
+                            Ok(Box::new(engine) as Box<dyn Engine>)
+                        };
+                        let member = ContractMember::enroll(world, &handle, suite, start).await;
+                        Box::new(member.with_context(context)?)
+                    }
+                });
+            }
             members.push(of_role);
         }
         Ok(Self { members })
@@ -78,16 +97,21 @@ impl Ensemble {
     }
 }
 
-/// Every assignment of the stacks to so many roles.
-fn assignments(roles: usize) -> Vec<Vec<usize>> {
-    (0..STACKS.len().pow(u32::try_from(roles).unwrap_or(0)))
-        .map(|number| {
-            let digit = |role: usize| {
-                number / STACKS.len().pow(u32::try_from(role).unwrap_or(0)) % STACKS.len()
-            };
-            (0..roles).map(digit).collect()
-        })
-        .collect()
+/// Every assignment of so many stacks to so many roles.
+fn assignments(stacks: usize, roles: usize) -> Vec<Vec<usize>> {
+    (0..roles).fold(vec![Vec::new()], |shorter, _| {
+        let longer = |known: &Vec<usize>, stack: usize| [known.clone(), vec![stack]].concat();
+        shorter
+            .iter()
+            .flat_map(|known| (0..stacks).map(move |stack| longer(known, stack)))
+            .collect()
+    })
+}
+
+/// Stacks that cannot take part on this machine, with the reason.
+pub fn skipped() -> Vec<(&'static str, String)> {
+    let ts = ts_engine::missing().map(|why| ("ts-mls", why));
+    ts.into_iter().collect()
 }
 
 /// Why this assignment is known not to work.
@@ -105,13 +129,16 @@ fn known(scenario: &Scenario, stacks: &[&str]) -> Option<&'static str> {
 /// # Errors
 /// The services do not start, or nobody can enroll.
 pub async fn play(only: &str, mut seen: impl FnMut(&Run)) -> anyhow::Result<Vec<Run>> {
+    let skipped = skipped();
+    let taking_part = |stack: &&str| skipped.iter().all(|(name, _)| name != stack);
+    let taking: Vec<&'static str> = STACKS.into_iter().filter(taking_part).collect();
     let world = World::start().await?;
     let mut runs = Vec::new();
     for suite in SUITES {
-        let mut ensemble = Ensemble::enroll(&world, suite).await?;
+        let mut ensemble = Ensemble::enroll(&world, suite, &taking).await?;
         for scenario in SCENARIOS.iter().filter(|s| s.name.contains(only)) {
-            for assignment in assignments(scenario.roles.len()) {
-                let stacks: Vec<_> = assignment.iter().map(|stack| STACKS[*stack]).collect();
+            for assignment in assignments(taking.len(), scenario.roles.len()) {
+                let stacks: Vec<_> = assignment.iter().map(|stack| taking[*stack]).collect();
                 let played = (scenario.play)(ensemble.cast(&assignment)).await;
                 let outcome = match (played, known(scenario, &stacks)) {
                     (Ok(()), None) => Outcome::Passed,
@@ -145,10 +172,11 @@ fn count(runs: &[Run], of: impl Fn(&Outcome) -> bool) -> usize {
 
 /// The summary object.
 pub fn summary(runs: &[Run]) -> Value {
+    let skipped = skipped();
     let scenarios: std::collections::BTreeSet<_> = runs.iter().map(|run| run.scenario).collect();
     json!({
-        "stacks": STACKS.len(),
-        "skipped": SKIPPED.map(|(stack, _)| stack),
+        "stacks": STACKS.len() - skipped.len(),
+        "skipped": skipped.iter().map(|(stack, _)| *stack).collect::<Vec<_>>(),
         "scenarios": scenarios.len(),
         "runs": runs.len(),
         "passed": count(runs, |o| *o == Outcome::Passed),
@@ -204,11 +232,11 @@ mod tests {
 
     #[test]
     fn every_assignment_is_there_once() {
-        let mut all = assignments(3);
-        assert_eq!(all.len(), 8);
+        let mut all = assignments(3, 4);
+        assert_eq!(all.len(), 81);
         all.sort();
         all.dedup();
-        assert_eq!(all.len(), 8);
+        assert_eq!(all.len(), 81);
         assert!(SCENARIOS.iter().all(|s| s.roles.len() <= ROLES));
     }
 }

@@ -145,6 +145,21 @@ impl Device {
         Ok(device)
     }
 
+    /// Seed of the key. RFC 8410: the octet string inside the private key's octet string.
+    ///
+    /// # Errors
+    /// Not an Ed25519 key.
+    pub fn seed(&self) -> anyhow::Result<Vec<u8>> {
+        let marker = [0x04, 0x22, 0x04, 0x20];
+        let at = self
+            .pkcs8
+            .windows(marker.len())
+            .position(|window| window == marker)
+            .context("not an Ed25519 key")?
+            + marker.len();
+        Ok(self.pkcs8.get(at..at + 32).context("a short key")?.to_vec())
+    }
+
     async fn refresh_token(&mut self) -> anyhow::Result<()> {
         let name = self.person.uri();
         let claims = AssertionClaims {

@@ -92,6 +92,8 @@ async fn serve(
     let draining = shutdown.soft();
     loop {
         tokio::select! {
+            // In this order: a service that ends because of the shutdown did not end by itself.
+            biased;
             () = draining.cancelled() => break,
             ended = tasks.join_next() => {
                 let failure = ended_early(ended);

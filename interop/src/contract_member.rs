@@ -1,0 +1,526 @@
+//! A member on the wire contract alone, whatever MLS library does its cryptography: what somebody else's client has to do.
+//!
+//! It checks the chain and each Commit against its CommitInfo, merges its own Commits where they stand in the log, and commits before speaking when
+//! somebody proposed. Nothing of our client is in it.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, bail, ensure};
+use chancery_proto::{
+    chain::{self, ChainInput},
+    commit_info::{CommitInfo, Member as InfoMember, MessageData},
+    common::v1::Reason,
+    delivery::v1::{
+        CommitBundle, Entry, EntryKind, SendMessageRequest, SubmitCommitRequest, Welcome,
+    },
+    framing::{self, Message},
+    policy::Policy,
+    status::Refusal,
+};
+use sha2::{Digest as _, Sha256};
+use tonic::{Code, Status, async_trait};
+use uuid::Uuid;
+
+use crate::{
+    engine::{Engine, Identity, Made, Processed},
+    stack::{Change, EXPORTER_LABEL, Race, Stack, State},
+    wire::{Device, Person, full_tree, group_ref},
+    world::{DOMAIN, World},
+};
+
+const KEY_PACKAGES: usize = 10;
+const RACES: usize = 20;
+const MESSAGE_BYTES: usize = 16 << 20;
+
+/// Makes an engine for an enrolled device and a suite.
+pub type Start = fn(u16, &Identity<'_>) -> anyhow::Result<Box<dyn Engine>>;
+
+/// A Commit that was made and not yet answered.
+struct Pending {
+    message_id: Uuid,
+    request: SubmitCommitRequest,
+}
+
+/// A group beside the library's own state.
+#[derive(Default)]
+struct Known {
+    head_seq: u64,
+    chain: [u8; 32],
+    epoch_seq: u64,
+    joined_seq: u64,
+    removed: bool,
+    /// Proposals of this epoch: where they stand, and whom they remove.
+    proposals: Vec<(u64, Option<Person>)>,
+    /// Own messages that the log has not shown yet; a proposal has no text.
+    own: HashMap<Uuid, Option<String>>,
+    texts: Vec<String>,
+    pending: Option<Pending>,
+}
+
+/// A device on the contract.
+pub struct ContractMember {
+    device: Device,
+    engine: Box<dyn Engine>,
+    suite: u16,
+    groups: HashMap<Vec<u8>, Known>,
+}
+
+fn infos(people: &[Person]) -> Vec<InfoMember> {
+    let mut members: Vec<_> = people
+        .iter()
+        .map(|person| InfoMember {
+            domain: DOMAIN.to_owned(),
+            user: *person.user.as_bytes(),
+            device: *person.device.as_bytes(),
+        })
+        .collect();
+    members.sort();
+    members.dedup();
+    members
+}
+
+fn minus(all: &[Person], without: &[Person]) -> Vec<Person> {
+    all.iter()
+        .filter(|p| !without.contains(p))
+        .copied()
+        .collect()
+}
+
+fn chain32(bytes: &[u8]) -> anyhow::Result<[u8; 32]> {
+    bytes.try_into().context("a chain value of another length")
+}
+
+fn aad(id: Uuid, info: Option<CommitInfo>) -> Vec<u8> {
+    MessageData {
+        message_id: Some(*id.as_bytes()),
+        commit_info: info,
+    }
+    .encode()
+}
+
+/// The winner's seq, when this is the refusal of a lost race.
+fn stale(status: &Status) -> Option<u64> {
+    let refusal = Refusal::from_status(status);
+    let lost = refusal.code == Code::Aborted && refusal.reason == Some(Reason::StaleEpoch);
+    lost.then(|| refusal.metadata.get("winner_seq")?.parse().ok())?
+}
+
+/// What a message says of itself in clear, and who joins by it if it comes from outside.
+fn read_framing(payload: &[u8]) -> anyhow::Result<(MessageData, Option<Person>)> {
+    let bad = |error| anyhow::anyhow!("framing: {error:?}");
+    let (data, joiner) = match framing::parse(payload, MESSAGE_BYTES).map_err(bad)? {
+        Message::Private(header) => (header.authenticated_data, None),
+        Message::ExternalCommit(commit) => {
+            let certificate = commit.leaf.certificate().map_err(bad)?;
+            let joiner = Person::of(certificate)?;
+            (commit.authenticated_data, Some(joiner))
+        }
+    };
+    Ok((MessageData::decode(&data).map_err(bad)?, joiner))
+}
+
+impl ContractMember {
+    /// Enrolls a device and publishes KeyPackages of the suite.
+    ///
+    /// # Errors
+    /// A service refuses, or the library does.
+    pub async fn enroll(
+        world: &World,
+        handle: &str,
+        suite: u16,
+        start: Start,
+    ) -> anyhow::Result<Self> {
+        let device = Device::enroll(world, handle).await?;
+        let seed = device.seed()?;
+        let identity = Identity {
+            certificate: &device.certificate,
+            seed: &seed,
+            public_key: &device.public_key,
+        };
+        let engine = start(suite, &identity)?;
+        let mut member = Self {
+            device,
+            engine,
+            suite,
+            groups: HashMap::new(),
+        };
+        let packages = (0..KEY_PACKAGES)
+            .map(|_| false)
+            .chain([true])
+            .map(|last_resort| member.engine.key_package(last_resort))
+            .collect::<anyhow::Result<_>>()?;
+        member.device.publish(packages).await?;
+        Ok(member)
+    }
+
+    fn known(&mut self, group: &[u8]) -> anyhow::Result<&mut Known> {
+        self.groups.get_mut(group).context("an unknown group")
+    }
+
+    fn roster(&mut self, group: &[u8]) -> anyhow::Result<Vec<(u32, Person)>> {
+        let roster = self.engine.roster(group)?;
+        roster
+            .iter()
+            .map(|(index, der)| Ok((*index, Person::of(der)?)))
+            .collect()
+    }
+
+    fn people(&mut self, group: &[u8]) -> anyhow::Result<Vec<Person>> {
+        let roster = self.roster(group)?;
+        Ok(roster.into_iter().map(|(_, person)| person).collect())
+    }
+
+    fn index_of(&mut self, group: &[u8], whom: Person) -> anyhow::Result<u32> {
+        let roster = self.roster(group)?;
+        let found = roster.iter().find(|(_, person)| *person == whom);
+        Ok(found.context("nobody to remove")?.0)
+    }
+
+    async fn join(&mut self, welcome: &Welcome) -> anyhow::Result<()> {
+        let id = welcome.group.as_ref().context("no group")?.id.to_vec();
+        let tree = self.device.tree(&id, welcome.epoch_seq).await?;
+        self.engine.join(&id, &welcome.welcome, &tree)?;
+        let texts = self.groups.remove(&id).map(|known| known.texts);
+        let known = Known {
+            head_seq: welcome.seq,
+            chain: chain32(&welcome.chain)?,
+            epoch_seq: welcome.epoch_seq,
+            joined_seq: welcome.seq,
+            texts: texts.unwrap_or_default(),
+            ..Known::default()
+        };
+        self.groups.insert(id, known);
+        Ok(self.device.acknowledge(welcome).await?)
+    }
+
+    async fn read(&mut self, group: &[u8]) -> anyhow::Result<()> {
+        loop {
+            let known = self.known(group)?;
+            if known.removed {
+                return Ok(());
+            }
+            let after = known.head_seq;
+            let entries = self.device.read(group, after).await?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            for (entry, payload) in entries {
+                self.apply(group, &entry, &payload)?;
+            }
+        }
+    }
+
+    /// One entry: the chain, then whatever it is.
+    fn apply(&mut self, group: &[u8], entry: &Entry, payload: &[u8]) -> anyhow::Result<()> {
+        let known = self.known(group)?;
+        let value = chain::next(
+            &known.chain,
+            &ChainInput {
+                group,
+                seq: entry.seq,
+                epoch_seq: entry.epoch_seq,
+                kind: entry.kind,
+                message_id: &entry.message_id,
+                accepted_at_micros: entry.accepted_at_micros,
+                payload_sha256: &Sha256::digest(payload).into(),
+            },
+        );
+        ensure!(entry.seq == known.head_seq + 1, "a hole in the log");
+        ensure!(
+            entry.chain == value[..],
+            "the chain breaks at {}",
+            entry.seq
+        );
+        known.head_seq = entry.seq;
+        known.chain = value;
+        let id = Uuid::from_slice(&entry.message_id)?;
+        let pending = known.pending.take_if(|p| p.message_id == id);
+        if let Some(text) = known.own.remove(&id) {
+            known.texts.extend(text);
+        } else if pending.is_some() {
+            known.epoch_seq = entry.seq;
+            known.proposals.clear();
+            self.engine.apply_pending(group)?;
+        } else if entry.epoch_seq >= known.joined_seq {
+            self.process(group, entry, payload, id)?;
+        }
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        group: &[u8],
+        entry: &Entry,
+        payload: &[u8],
+        id: Uuid,
+    ) -> anyhow::Result<()> {
+        let (data, joiner) = read_framing(payload)?;
+        ensure!(
+            data.message_id == Some(*id.as_bytes()),
+            "the entry's id is not the sender's"
+        );
+        let before = self.roster(group)?;
+        let commit = [EntryKind::Commit, EntryKind::ExternalCommit]
+            .iter()
+            .any(|kind| *kind as u32 == entry.kind);
+        if commit && self.known(group)?.pending.take().is_some() {
+            self.engine.clear_pending(group)?;
+        }
+        match self.engine.process(group, payload)? {
+            Processed::Application(text) => {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                self.known(group)?.texts.push(text);
+            }
+            Processed::Proposal(leaf) => {
+                let whom = before.iter().find(|(index, _)| Some(*index) == leaf);
+                let whom = whom.map(|(_, person)| *person);
+                self.known(group)?.proposals.push((entry.seq, whom));
+            }
+            Processed::Commit { active: false } => self.known(group)?.removed = true,
+            Processed::Commit { active: true } => {
+                let before: Vec<_> = before.into_iter().map(|(_, person)| person).collect();
+                let info = data.commit_info.context("a Commit without CommitInfo")?;
+                self.check(group, &before, joiner, &info)?;
+                let known = self.known(group)?;
+                known.epoch_seq = entry.seq;
+                known.proposals.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// The CommitInfo is what the Commit did.
+    fn check(
+        &mut self,
+        group: &[u8],
+        before: &[Person],
+        joiner: Option<Person>,
+        info: &CommitInfo,
+    ) -> anyhow::Result<()> {
+        let after = self.people(group)?;
+        let (added, removed) = match joiner {
+            Some(joiner) => {
+                let old = before.contains(&joiner).then_some(joiner);
+                (vec![joiner], old.into_iter().collect())
+            }
+            None => (minus(&after, before), minus(before, &after)),
+        };
+        ensure!(
+            info.added == infos(&added) && info.removed == infos(&removed),
+            "the CommitInfo is not what the Commit does"
+        );
+        Ok(())
+    }
+
+    fn bundle(&self, id: Uuid, made: Made) -> anyhow::Result<CommitBundle> {
+        Ok(CommitBundle {
+            message_id: id.as_bytes().to_vec().into(),
+            commit: made.commit.into(),
+            welcomes: made.welcome.into_iter().map(Into::into).collect(),
+            group_info: made.epoch.group_info.into(),
+            tree: Some(full_tree(&made.epoch.tree)?),
+            ..CommitBundle::default()
+        })
+    }
+
+    /// Makes a Commit on the group as it is, and keeps it.
+    async fn stage(&mut self, group: &[u8], change: &Change) -> anyhow::Result<()> {
+        let packages = match change.add.as_slice() {
+            [] => Vec::new(),
+            add => self.device.claim(group, self.suite, add).await?,
+        };
+        let id = Uuid::new_v4();
+        let known = self.known(group)?;
+        let mut removed: Vec<Person> = known.proposals.iter().filter_map(|(_, p)| *p).collect();
+        let direct = minus(&change.remove, &removed);
+        removed.extend(&direct);
+        let info = CommitInfo {
+            added: infos(&change.add),
+            removed: infos(&removed),
+            proposals: known.proposals.iter().map(|(seq, _)| *seq).collect(),
+            seen_seq: known.head_seq,
+            seen_chain: known.chain,
+            ..CommitInfo::default()
+        };
+        let epoch_seq = known.epoch_seq;
+        let leaves = direct
+            .iter()
+            .map(|person| self.index_of(group, *person))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let aad = aad(id, Some(info));
+        let made = self.engine.commit(group, &packages, &leaves, &aad)?;
+        let request = SubmitCommitRequest {
+            group: group_ref(group),
+            bundles: vec![self.bundle(id, made)?],
+            epoch_seq,
+        };
+        self.known(group)?.pending = Some(Pending {
+            message_id: id,
+            request,
+        });
+        Ok(())
+    }
+
+    fn message(
+        &mut self,
+        group: &[u8],
+        id: Uuid,
+        message: Vec<u8>,
+    ) -> anyhow::Result<SendMessageRequest> {
+        Ok(SendMessageRequest {
+            group: group_ref(group),
+            message_id: id.as_bytes().to_vec().into(),
+            message: message.into(),
+            epoch_seq: self.known(group)?.epoch_seq,
+            ..SendMessageRequest::default()
+        })
+    }
+}
+
+#[async_trait(?Send)]
+impl Stack for ContractMember {
+    fn library(&self) -> &'static str {
+        self.engine.library()
+    }
+
+    fn person(&self) -> Person {
+        self.device.person
+    }
+
+    async fn create(&mut self) -> anyhow::Result<Vec<u8>> {
+        let id = [*Uuid::new_v4().as_bytes(), *Uuid::new_v4().as_bytes()].concat();
+        let epoch = self
+            .engine
+            .create(&id, &Policy::for_domain(DOMAIN).encode())?;
+        let tree = full_tree(&epoch.tree)?;
+        self.device
+            .create_group(&id, self.suite, epoch.group_info, tree)
+            .await?;
+        self.groups.insert(id.clone(), Known::default());
+        Ok(id)
+    }
+
+    async fn sync(&mut self, group: &[u8]) -> anyhow::Result<()> {
+        for welcome in self.device.welcomes().await? {
+            self.join(&welcome).await?;
+        }
+        self.read(group).await
+    }
+
+    async fn commit(&mut self, group: &[u8], change: &Change) -> anyhow::Result<u64> {
+        for _ in 0..RACES {
+            self.read(group).await?;
+            self.stage(group, change).await?;
+            if let Race::Won { seq } = self.submit_prepared(group).await? {
+                return Ok(seq);
+            }
+        }
+        bail!("lost {RACES} races in a row")
+    }
+
+    async fn prepare(&mut self, group: &[u8]) -> anyhow::Result<()> {
+        self.read(group).await?;
+        self.stage(group, &Change::default()).await
+    }
+
+    async fn submit_prepared(&mut self, group: &[u8]) -> anyhow::Result<Race> {
+        let pending = self.known(group)?.pending.as_ref();
+        let request = pending.context("nothing was prepared")?.request.clone();
+        let race = match self.device.submit(request).await {
+            Ok(answer) => Race::Won {
+                seq: answer.results.first().context("no result")?.seq,
+            },
+            Err(status) => Race::Lost {
+                winner_seq: stale(&status).ok_or(status)?,
+            },
+        };
+        self.read(group).await?;
+        Ok(race)
+    }
+
+    async fn send(&mut self, group: &[u8], text: &str) -> anyhow::Result<u64> {
+        if !self.known(group)?.proposals.is_empty() {
+            self.commit(group, &Change::default()).await?;
+        }
+        let id = Uuid::new_v4();
+        let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
+        let request = self.message(group, id, message)?;
+        self.known(group)?.own.insert(id, Some(text.to_owned()));
+        Ok(self.device.send(request).await?)
+    }
+
+    async fn propose_remove(&mut self, group: &[u8], whom: Person) -> anyhow::Result<Option<u64>> {
+        self.read(group).await?;
+        let id = Uuid::new_v4();
+        let leaf = self.index_of(group, whom)?;
+        let message = self.engine.propose_remove(group, leaf, &aad(id, None))?;
+        let request = self.message(group, id, message)?;
+        // The library keeps its own proposal; its entry in the log brings nothing new.
+        self.known(group)?.own.insert(id, None);
+        let seq = self.device.send(request).await?;
+        self.known(group)?.proposals.push((seq, Some(whom)));
+        Ok(Some(seq))
+    }
+
+    async fn resync(&mut self, group: &[u8]) -> anyhow::Result<u64> {
+        let own = self.device.person;
+        for _ in 0..RACES {
+            let info = self.device.group_info(group).await?;
+            let tree = self.device.tree(group, info.epoch_seq).await?;
+            let id = Uuid::new_v4();
+            let commit_info = CommitInfo {
+                added: infos(&[own]),
+                removed: infos(&[own]),
+                seen_seq: info.head_seq,
+                seen_chain: chain32(&info.chain)?,
+                ..CommitInfo::default()
+            };
+            let aad = aad(id, Some(commit_info));
+            let made = self.engine.external(group, &info.group_info, &tree, &aad)?;
+            let request = SubmitCommitRequest {
+                group: group_ref(group),
+                bundles: vec![self.bundle(id, made)?],
+                epoch_seq: info.epoch_seq,
+            };
+            let result = match self.device.submit(request).await {
+                Ok(answer) => answer.results.into_iter().next().context("no result")?,
+                Err(status) => {
+                    stale(&status).ok_or(status)?;
+                    continue;
+                }
+            };
+            let texts = self.groups.remove(group).map(|known| known.texts);
+            let known = Known {
+                head_seq: result.seq,
+                chain: chain32(&result.chain)?,
+                epoch_seq: result.epoch_seq,
+                joined_seq: result.seq,
+                texts: texts.unwrap_or_default(),
+                ..Known::default()
+            };
+            self.groups.insert(group.to_vec(), known);
+            return Ok(result.seq);
+        }
+        bail!("lost {RACES} races in a row")
+    }
+
+    async fn restart(&mut self) -> anyhow::Result<()> {
+        self.engine.restart()
+    }
+
+    fn state(&mut self, group: &[u8]) -> anyhow::Result<State> {
+        let mut members = self.people(group)?;
+        members.sort();
+        let secrets = self.engine.secrets(group, EXPORTER_LABEL)?;
+        Ok(State {
+            epoch: secrets.epoch,
+            epoch_authenticator: secrets.authenticator,
+            exporter: secrets.exporter,
+            members,
+        })
+    }
+
+    fn texts(&mut self, group: &[u8]) -> anyhow::Result<Vec<String>> {
+        Ok(self.known(group)?.texts.clone())
+    }
+}

@@ -1,0 +1,249 @@
+//! ts-mls in a Node process (`interop/ts/peer.mjs`): one JSON line there, one back.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use crate::engine::{Engine, Epoch, Identity, Made, Processed, Secrets};
+
+/// A Node process.
+pub struct TsMls {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("ts")
+}
+
+/// Why ts-mls cannot take part here.
+pub fn missing() -> Option<String> {
+    let node = Command::new("node").arg("--version").output();
+    if !node.is_ok_and(|output| output.status.success()) {
+        return Some("Node is not installed".to_owned());
+    }
+    let modules = folder().join("node_modules/ts-mls");
+    let why = format!("run `npm ci` in {}", folder().display());
+    (!modules.exists()).then_some(why)
+}
+
+fn bytes(value: &Value, field: &str) -> anyhow::Result<Vec<u8>> {
+    let text = value[field]
+        .as_str()
+        .with_context(|| format!("no {field}"))?;
+    Ok(hex::decode(text)?)
+}
+
+fn epoch(value: &Value) -> anyhow::Result<Epoch> {
+    Ok(Epoch {
+        group_info: bytes(value, "group_info")?,
+        tree: bytes(value, "tree")?,
+    })
+}
+
+fn made(value: &Value) -> anyhow::Result<Made> {
+    Ok(Made {
+        commit: bytes(value, "commit")?,
+        welcome: match &value["welcome"] {
+            Value::Null => None,
+            _ => Some(bytes(value, "welcome")?),
+        },
+        epoch: epoch(value)?,
+    })
+}
+
+impl TsMls {
+    /// Starts a process for one device.
+    ///
+    /// # Errors
+    /// Node does not start.
+    pub fn start(suite: u16, identity: &Identity<'_>) -> anyhow::Result<Self> {
+        let mut child = Command::new("node")
+            .arg("peer.mjs")
+            .current_dir(folder())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("node")?;
+        let mut engine = Self {
+            stdin: child.stdin.take().context("no stdin")?,
+            stdout: BufReader::new(child.stdout.take().context("no stdout")?),
+            child,
+        };
+        engine.ask(json!({
+            "do": "start",
+            "suite": suite,
+            "certificate": hex::encode(identity.certificate),
+            "seed": hex::encode(identity.seed),
+            "public_key": hex::encode(identity.public_key),
+        }))?;
+        Ok(engine)
+    }
+
+    /// Whether ts-mls writes external_pub as RFC 9420 section 12.4.3.2 says. It did not when this was written.
+    ///
+    /// # Errors
+    /// The process ended.
+    pub fn external_pub_has_length(&mut self, group: &[u8]) -> anyhow::Result<bool> {
+        let group = hex::encode(group);
+        let answer = self.ask(json!({ "do": "external_pub_has_length", "group": group }))?;
+        Ok(answer["has_length"] == true)
+    }
+
+    fn ask(&mut self, request: Value) -> anyhow::Result<Value> {
+        writeln!(self.stdin, "{request}")?;
+        self.stdin.flush()?;
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        let mut answer: Value = serde_json::from_str(&line).context("the Node process ended")?;
+        if let Some(error) = answer["error"].as_str() {
+            bail!("ts-mls: {error}");
+        }
+        Ok(answer["ok"].take())
+    }
+}
+
+impl Drop for TsMls {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+impl Engine for TsMls {
+    fn library(&self) -> &'static str {
+        "ts-mls"
+    }
+
+    fn key_package(&mut self, last_resort: bool) -> anyhow::Result<Vec<u8>> {
+        let answer = self.ask(json!({ "do": "key_package", "last_resort": last_resort }))?;
+        bytes(&answer, "key_package")
+    }
+
+    fn create(&mut self, group: &[u8], policy: &[u8]) -> anyhow::Result<Epoch> {
+        let (group, policy) = (hex::encode(group), hex::encode(policy));
+        epoch(&self.ask(json!({ "do": "create", "group": group, "policy": policy }))?)
+    }
+
+    fn join(&mut self, group: &[u8], welcome: &[u8], tree: &[u8]) -> anyhow::Result<()> {
+        self.ask(json!({
+            "do": "join",
+            "group": hex::encode(group),
+            "welcome": hex::encode(welcome),
+            "tree": hex::encode(tree),
+        }))?;
+        Ok(())
+    }
+
+    fn roster(&mut self, group: &[u8]) -> anyhow::Result<Vec<(u32, Vec<u8>)>> {
+        let answer = self.ask(json!({ "do": "roster", "group": hex::encode(group) }))?;
+        let members = answer["members"].as_array().context("no members")?;
+        members
+            .iter()
+            .map(|member| {
+                let index = member["index"].as_u64().context("no index")?;
+                Ok((u32::try_from(index)?, bytes(member, "certificate")?))
+            })
+            .collect()
+    }
+
+    fn commit(
+        &mut self,
+        group: &[u8],
+        add: &[Vec<u8>],
+        remove: &[u32],
+        aad: &[u8],
+    ) -> anyhow::Result<Made> {
+        made(&self.ask(json!({
+            "do": "commit",
+            "group": hex::encode(group),
+            "add": add.iter().map(hex::encode).collect::<Vec<_>>(),
+            "remove": remove,
+            "aad": hex::encode(aad),
+        }))?)
+    }
+
+    fn apply_pending(&mut self, group: &[u8]) -> anyhow::Result<()> {
+        self.ask(json!({ "do": "apply_pending", "group": hex::encode(group) }))?;
+        Ok(())
+    }
+
+    fn clear_pending(&mut self, group: &[u8]) -> anyhow::Result<()> {
+        self.ask(json!({ "do": "clear_pending", "group": hex::encode(group) }))?;
+        Ok(())
+    }
+
+    fn process(&mut self, group: &[u8], message: &[u8]) -> anyhow::Result<Processed> {
+        let (group, message) = (hex::encode(group), hex::encode(message));
+        let answer = self.ask(json!({ "do": "process", "group": group, "message": message }))?;
+        Ok(match answer["kind"].as_str() {
+            Some("application") => Processed::Application(bytes(&answer, "text")?),
+            Some("proposal") => {
+                let removed = answer["removed"].as_u64();
+                Processed::Proposal(removed.map(u32::try_from).transpose()?)
+            }
+            _ => Processed::Commit {
+                active: answer["active"] == true,
+            },
+        })
+    }
+
+    fn send(&mut self, group: &[u8], text: &[u8], aad: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let answer = self.ask(json!({
+            "do": "send",
+            "group": hex::encode(group),
+            "text": hex::encode(text),
+            "aad": hex::encode(aad),
+        }))?;
+        bytes(&answer, "message")
+    }
+
+    fn propose_remove(&mut self, group: &[u8], leaf: u32, aad: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let answer = self.ask(json!({
+            "do": "propose_remove",
+            "group": hex::encode(group),
+            "index": leaf,
+            "aad": hex::encode(aad),
+        }))?;
+        bytes(&answer, "message")
+    }
+
+    fn external(
+        &mut self,
+        group: &[u8],
+        group_info: &[u8],
+        tree: &[u8],
+        aad: &[u8],
+    ) -> anyhow::Result<Made> {
+        made(&self.ask(json!({
+            "do": "external",
+            "group": hex::encode(group),
+            "group_info": hex::encode(group_info),
+            "tree": hex::encode(tree),
+            "resync": true,
+            "aad": hex::encode(aad),
+        }))?)
+    }
+
+    fn secrets(&mut self, group: &[u8], label: &str) -> anyhow::Result<Secrets> {
+        let group = hex::encode(group);
+        let answer = self.ask(json!({ "do": "secrets", "group": group, "label": label }))?;
+        Ok(Secrets {
+            epoch: answer["epoch"].as_u64().context("no epoch")?,
+            authenticator: bytes(&answer, "authenticator")?,
+            exporter: bytes(&answer, "exporter")?,
+        })
+    }
+
+    fn restart(&mut self) -> anyhow::Result<()> {
+        self.ask(json!({ "do": "restart" }))?;
+        Ok(())
+    }
+}
