@@ -85,11 +85,12 @@ impl Admin {
             &request.organisation,
         )?;
         let rename = !request.display_name.trim().is_empty();
-        let mut code = [0; 18];
+        let mut code = [0; 16];
         SystemRandom::new()
             .fill(&mut code)
             .map_err(|_| Error::Internal("no randomness".into()))?;
-        let code = URL_SAFE_NO_PAD.encode(code);
+        // Hex: a code must survive a command line, and one that began with a dash would be taken for an option.
+        let code = Uuid::from_bytes(code).simple().to_string();
         let hash = code_hash(&code);
         let (id, expires_at) = self
             .node

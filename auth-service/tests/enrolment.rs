@@ -157,9 +157,14 @@ async fn what_does_not_hold_up_enrols_nobody_and_uses_nothing() {
 }
 
 #[tokio::test]
-async fn a_code_is_stored_nowhere() {
+async fn a_code_survives_a_command_line_and_is_stored_nowhere() {
     let world = World::start(1, &[]).await;
     let code = world.invite("alice").await;
+    // It once was base64: one in 64 began with a dash, and was taken for an option.
+    assert!(
+        code.len() == 32 && code.chars().all(|c| c.is_ascii_hexdigit()),
+        "{code}"
+    );
     let db = service_kit::db::Db::connect(&world.db.url(), &Default::default()).unwrap();
     let client = db.client().await.unwrap();
     let found: i64 = client

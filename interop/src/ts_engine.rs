@@ -16,6 +16,7 @@ pub struct TsMls {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    grease: bool,
 }
 
 fn folder() -> PathBuf {
@@ -75,6 +76,7 @@ impl TsMls {
             stdin: child.stdin.take().context("no stdin")?,
             stdout: BufReader::new(child.stdout.take().context("no stdout")?),
             child,
+            grease: false,
         };
         engine.ask(json!({
             "do": "start",
@@ -84,6 +86,13 @@ impl TsMls {
             "public_key": hex::encode(identity.public_key),
         }))?;
         Ok(engine)
+    }
+
+    /// The same, its KeyPackages full of GREASE values (RFC 9420 section 13.5).
+    #[must_use]
+    pub fn with_grease(mut self) -> Self {
+        self.grease = true;
+        self
     }
 
     /// Whether ts-mls writes external_pub as RFC 9420 section 12.4.3.2 says. It did not when this was written.
@@ -123,7 +132,12 @@ impl Engine for TsMls {
     }
 
     fn key_package(&mut self, last_resort: bool) -> anyhow::Result<Vec<u8>> {
-        let answer = self.ask(json!({ "do": "key_package", "last_resort": last_resort }))?;
+        let grease = self.grease;
+        let answer = self.ask(json!({
+            "do": "key_package",
+            "last_resort": last_resort,
+            "grease": grease,
+        }))?;
         bytes(&answer, "key_package")
     }
 

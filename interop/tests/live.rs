@@ -2,9 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use interop::{
-    engine::{Engine as _, Identity},
+    contract_member::ContractMember,
+    engine::{Engine, Identity},
     matrix::{self, Outcome, Run},
+    mls_rs_engine,
+    openmls_member::OpenMls,
+    stack::{Change, Stack as _},
     ts_engine::{self, TsMls},
+    world::World,
 };
 
 async fn all_as_expected(only: &str) {
@@ -35,6 +40,41 @@ async fn a_proposal_is_committed_by_reference() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_last_resort_serves_again_and_again() {
     all_as_expected("last resort").await;
+}
+
+/// A conformant KeyPackage with GREASE values passes the server, and mls-rs adds it. openmls 0.9.2 does not (pinned in `client-cli/tests/core.rs`), so our
+/// client leaves that device out and says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn grease_passes_the_server_and_mls_rs_and_our_client_says_why_not() {
+    if let Some(why) = ts_engine::missing() {
+        eprintln!("SKIPPED: ts-mls: {why}");
+        return;
+    }
+    let world = World::start().await.unwrap();
+    let greased = |suite: u16, identity: &Identity<'_>| {
+        let engine = TsMls::start(suite, identity)?.with_grease();
+        Ok(Box::new(engine) as Box<dyn Engine>)
+    };
+    let mut added = ContractMember::enroll(&world, "greased", 1, greased)
+        .await
+        .unwrap();
+    let add = Change {
+        add: vec![added.person()],
+        ..Change::default()
+    };
+    let mut adder = ContractMember::enroll(&world, "mls-rs", 1, mls_rs_engine::start)
+        .await
+        .unwrap();
+    let group = adder.create().await.unwrap();
+    adder.commit(&group, &add).await.unwrap();
+    adder.sync(&group).await.unwrap();
+    added.sync(&group).await.unwrap();
+    assert_eq!(adder.state(&group).unwrap(), added.state(&group).unwrap());
+    let mut openmls = OpenMls::enroll(&world, "openmls", 1).await.unwrap();
+    let group = openmls.create().await.unwrap();
+    let refused = openmls.commit(&group, &add).await.unwrap_err().to_string();
+    assert!(refused.contains("GREASE"), "{refused}");
+    world.stop().await.unwrap();
 }
 
 /// A fault of ts-mls that its peer works around: when this fails, upstream has mended it, and the workaround goes.

@@ -63,15 +63,20 @@ const epoch = async (state) => ({
   tree: hex(encodeRatchetTree(state.ratchetTree)),
 });
 
-const keyPackage = async (lastResort) => {
+// RFC 9420 section 13.5: values that everybody must pass over.
+const GREASE = 0x0a0a;
+
+const keyPackage = async (lastResort, grease = false) => {
   const now = BigInt(Math.floor(Date.now() / 1000));
   const capabilities = {
-    versions: ["mls10"], ciphersuites: [SUITES[suite]], extensions: [POLICY, LAST_RESORT], proposals: [], credentials: ["x509"],
+    versions: ["mls10"], ciphersuites: [SUITES[suite]], extensions: [POLICY, LAST_RESORT, ...(grease ? [GREASE] : [])],
+    proposals: grease ? [GREASE] : [], credentials: ["x509"],
   };
   const extensions = lastResort ? [{ extensionType: LAST_RESORT, extensionData: new Uint8Array() }] : [];
   return generateKeyPackageWithKey(
     { credentialType: "x509", certificates: [identity.certificate] }, capabilities, { notBefore: now - 3600n, notAfter: now + 30n * 86400n },
     extensions, { signKey: identity.seed, publicKey: identity.publicKey }, cs,
+    grease ? [{ extensionType: GREASE, extensionData: new Uint8Array([1, 2, 3]) }] : [],
   );
 };
 
@@ -82,7 +87,7 @@ const commands = {
     identity = { certificate: bytes(request.certificate), seed: bytes(request.seed), publicKey: bytes(request.public_key) };
   },
   async key_package(request) {
-    const made = await keyPackage(request.last_resort);
+    const made = await keyPackage(request.last_resort, request.grease);
     const reference = hex(await makeKeyPackageRef(made.publicPackage, cs.hash));
     packages.push({ ...made, reference, lastResort: request.last_resort });
     return { key_package: hex(message("mls_key_package", "keyPackage", made.publicPackage)) };

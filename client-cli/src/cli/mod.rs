@@ -129,7 +129,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Enroll {
     /// The invitation's code.
-    #[arg(long, env = "CHANCERY_INVITATION", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "CHANCERY_INVITATION",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
     pub invitation: String,
     /// PEM file of the own domain's root certificate, which is pinned.
     #[arg(long, value_name = "FILE")]
@@ -263,7 +268,7 @@ pub struct Send {
     /// `<domain>/<hex>`.
     #[arg(long)]
     pub group: GroupName,
-    /// What to say; stdin when neither this nor `--lines` is given.
+    /// What to say, after `--` if it begins with a dash; stdin when neither this nor `--lines` is given.
     #[arg(conflicts_with = "lines")]
     pub text: Option<String>,
     /// The message's id; the same id with the same text is the same message.

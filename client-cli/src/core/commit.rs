@@ -74,6 +74,17 @@ fn usable(
     {
         return Err(unusable("its leaf lacks a required capability".into()));
     }
+    // openmls reads a GREASE value in capabilities as another type than on an extension, and then refuses the whole Commit: found here, it costs only
+    // this device.
+    let unreadable = |e: &Extension| {
+        matches!(e, Extension::Unknown(..))
+            && !capabilities.extensions().contains(&e.extension_type())
+    };
+    if leaf.extensions().iter().any(unreadable) {
+        return Err(unusable(
+            "its leaf carries an extension that openmls does not take, such as GREASE".into(),
+        ));
+    }
     if package.ciphersuite() != suite {
         return Err(unusable("its KeyPackage is of another suite".into()));
     }
@@ -145,7 +156,7 @@ pub fn stage(
         return Err(match plan.unusable.first() {
             Some((person, why)) => {
                 let device = person.as_ref().map_or_else(String::new, Person::device_uri);
-                CoreError::Distrusted(format!("the KeyPackage of {device} cannot be used: {why}"))
+                CoreError::Unusable(format!("the KeyPackage of {device} cannot be used: {why}"))
             }
             None => CoreError::Nothing,
         });

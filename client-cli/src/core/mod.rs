@@ -35,6 +35,9 @@ pub enum CoreError {
     /// A leaf that this device does not trust.
     #[error("not trusted: {0}")]
     Distrusted(String),
+    /// No KeyPackage of those that were asked for can be used.
+    #[error("{0}")]
+    Unusable(String),
     /// The group is not known here.
     #[error("this device does not know the group")]
     Unknown,

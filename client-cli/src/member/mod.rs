@@ -8,10 +8,12 @@
 //! | [`enroll`] | becoming a device; KeyPackages |
 //! | [`directory`] | people and their devices |
 //! | [`sync`] | Welcomes and logs up to their heads; what a crash left open |
+//! | `claim` | KeyPackages of others |
 //! | [`commit`] | groups made and changed, races included |
 //! | [`send`] | messages |
 //! | [`listen`] | following everything |
 
+mod claim;
 pub mod commit;
 pub mod directory;
 pub mod enroll;
