@@ -22,17 +22,12 @@ pub struct Caller {
 /// # Errors
 /// `TOKEN_MISSING`, `TOKEN_INVALID`, `TOKEN_EXPIRED`, `DEVICE_REVOKED`, `USER_SUSPENDED`, or the database.
 pub async fn admit(node: &Node, metadata: &MetadataMap) -> Result<Caller, Error> {
-    let token = metadata
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .filter(|token| token.len() <= 4096)
-        .ok_or_else(|| {
-            Error::refused(
-                Reason::TokenMissing,
-                "authorization: Bearer <token> is missing",
-            )
-        })?;
+    let token = token::bearer(metadata).ok_or_else(|| {
+        Error::refused(
+            Reason::TokenMissing,
+            "authorization: Bearer <token> is missing",
+        )
+    })?;
     let client = node.db.client().await?;
     let (now, _) = store::clock(&**client).await?;
     let claims = token::verify_access(

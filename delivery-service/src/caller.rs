@@ -43,7 +43,12 @@ impl Gate {
     /// # Errors
     /// `TOKEN_MISSING`, `TOKEN_INVALID`, `TOKEN_EXPIRED`, `DEVICE_REVOKED`, or the database.
     pub async fn admit(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
-        let token = bearer(metadata)?;
+        let token = token::bearer(metadata).ok_or_else(|| {
+            Error::refused(
+                Reason::TokenMissing,
+                "authorization: Bearer <token> is missing",
+            )
+        })?;
         let client = db.client().await?;
         let now = store::groups::now(&**client).await.map_err(DbError::from)?;
         let caller = self.verify(token, now / 1_000_000)?;
@@ -105,18 +110,4 @@ impl Gate {
         }
         Err(invalid())
     }
-}
-
-fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {
-    metadata
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .filter(|token| token.len() <= 4096)
-        .ok_or_else(|| {
-            Error::refused(
-                Reason::TokenMissing,
-                "authorization: Bearer <token> is missing",
-            )
-        })
 }

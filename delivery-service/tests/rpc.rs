@@ -311,7 +311,7 @@ async fn a_commit_that_lies_about_the_roster_is_refused() {
     let refused = submit(&world, &a, wrong_epoch).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::GroupInfoMismatch);
     let mut wrong_tree = group.commit(group.info(&[], &[]), &[], &tree);
-    wrong_tree.bundles[0].tree = Some(forge::full(&forge::tree(&[&a, &b], 9)));
+    wrong_tree.bundles[0].tree = Some(forge::tree(&[&a, &b], 9).to_update());
     let refused = submit(&world, &a, wrong_tree).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::TreeMismatch);
     // None of it left a trace.
@@ -433,7 +433,7 @@ async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
                 .external_commit(&group.id, group.epoch, &data, signed_over)
                 .into(),
             group_info: forge::group_info(&group.context(group.epoch + 1, &tree)).into(),
-            tree: Some(forge::full(&tree)),
+            tree: Some(tree.to_update()),
             ..CommitBundle::default()
         })
     };

@@ -259,10 +259,15 @@ impl ContractMember {
             data.message_id == Some(*id.as_bytes()),
             "the entry's id is not the sender's"
         );
-        let before = self.roster(group)?;
         let commit = [EntryKind::Commit, EntryKind::ExternalCommit]
             .iter()
             .any(|kind| *kind as u32 == entry.kind);
+        let proposal = EntryKind::Proposal as u32 == entry.kind;
+        // A message changes nobody's membership.
+        let before = match commit || proposal {
+            true => self.roster(group)?,
+            false => Vec::new(),
+        };
         if commit && self.known(group)?.pending.take().is_some() {
             self.engine.clear_pending(group)?;
         }

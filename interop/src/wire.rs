@@ -12,8 +12,8 @@ use chancery_proto::{
         AckWelcomesRequest, ClaimKeyPackagesRequest, ClaimOutcome, CreateGroupRequest, Entry,
         FetchPayloadRequest, FetchTreeRequest, GetGroupInfoRequest, GetGroupInfoResponse,
         ListWelcomesRequest, PublishKeyPackagesRequest, ReadLogRequest, RequiredCapabilities,
-        SendMessageRequest, SubmitCommitRequest, SubmitCommitResponse, TreeNode, TreeUpdate,
-        Welcome, WelcomeRef, delivery_service_client::DeliveryServiceClient, entry::Body,
+        SendMessageRequest, SubmitCommitRequest, SubmitCommitResponse, TreeUpdate, Welcome,
+        WelcomeRef, delivery_service_client::DeliveryServiceClient, entry::Body,
     },
     policy::POLICY_EXTENSION,
     signed,
@@ -89,17 +89,7 @@ pub fn group_ref(id: &[u8]) -> Option<GroupRef> {
 /// The bytes are no ratchet tree.
 pub fn full_tree(ratchet_tree: &[u8]) -> anyhow::Result<TreeUpdate> {
     let tree = Tree::from_ratchet_tree(ratchet_tree).map_err(|e| anyhow::anyhow!("{e:?}"))?;
-    Ok(TreeUpdate {
-        full: true,
-        tree_width: tree.width(),
-        nodes: tree
-            .nodes()
-            .map(|(index, node)| TreeNode {
-                index,
-                node: Some(node.to_vec().into()),
-            })
-            .collect(),
-    })
+    Ok(tree.to_update())
 }
 
 impl Device {

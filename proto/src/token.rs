@@ -96,6 +96,16 @@ pub fn thumbprint(key: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(Sha256::digest(jwk))
 }
 
+/// The bearer token of a request; `None` when there is none, or one longer than any that is issued.
+pub fn bearer(metadata: &tonic::metadata::MetadataMap) -> Option<&str> {
+    const TOKEN_BYTES: usize = 4096;
+    metadata
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .filter(|token| token.len() <= TOKEN_BYTES)
+}
+
 struct EdSigner(Ed25519KeyPair);
 
 impl Signer<Vec<u8>> for EdSigner {

@@ -1,6 +1,7 @@
 //! A group's public tree as opaque nodes: its hash (RFC 9420 section 7.8) needs node bytes, indices and child hashes only.
 
 use crate::{
+    delivery::v1::{TreeNode, TreeUpdate},
     suite::Suite,
     wire::{Malformed, Read, Reader, Write, exact},
 };
@@ -84,6 +85,35 @@ impl Tree {
                 (new != old).then(|| (u32::try_from(index).unwrap_or(u32::MAX), new))
             })
             .collect()
+    }
+
+    /// The whole tree, as it is sent.
+    pub fn to_update(&self) -> TreeUpdate {
+        let nodes = self.nodes().map(|(index, node)| TreeNode {
+            index,
+            node: Some(node.to_vec().into()),
+        });
+        TreeUpdate {
+            full: true,
+            tree_width: self.width(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// Only what changed since `older`, as it is sent. Nodes that a smaller width leaves out are gone without being named.
+    pub fn update_since(&self, older: &Self) -> TreeUpdate {
+        let inside = |index: u32| index + 1 < 2 * self.width();
+        let changes = self.changes_since(older).into_iter();
+        let changes = changes.filter(|(index, _)| inside(*index));
+        let nodes = changes.map(|(index, node)| TreeNode {
+            index,
+            node: node.map(Into::into),
+        });
+        TreeUpdate {
+            full: false,
+            tree_width: self.width(),
+            nodes: nodes.collect(),
+        }
     }
 
     /// The tree hash of the root.

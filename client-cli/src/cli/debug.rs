@@ -3,8 +3,8 @@
 use chancery_proto::{
     common::v1::GroupRef,
     delivery::v1::{
-        Cursor, FetchPayloadRequest, FetchTreeRequest, GetGroupInfoRequest, ListWelcomesRequest,
-        ReadLogRequest, SubscribeRequest, Welcome, frame,
+        Cursor, FetchTreeRequest, GetGroupInfoRequest, ReadLogRequest, SubscribeRequest, Welcome,
+        frame,
     },
 };
 use clap::Subcommand;
@@ -110,21 +110,7 @@ async fn call(member: &Member, command: Debug) -> Result<Value, Failure> {
         Debug::ReadLog { group, after } => read_log(member, &group, after).await,
         Debug::Subscribe { group, after } => subscribe(member, &group, after).await,
         Debug::FetchPayload { group, seq } => {
-            let request = FetchPayloadRequest {
-                group: reference(&group),
-                seq,
-            };
-            let bytes = member
-                .delivery(request, async |mut client, request| {
-                    let mut parts = client.fetch_payload(request).await?.into_inner();
-                    let mut bytes = 0;
-                    while let Some(part) = parts.message().await? {
-                        bytes += part.chunk.len();
-                    }
-                    Ok(bytes)
-                })
-                .await?
-                .value;
+            let bytes = member.payload(&group, seq).await?.len();
             Ok(json!({ "bytes": bytes }))
         }
         Debug::FetchTree { group, epoch_seq } => {
@@ -224,20 +210,7 @@ async fn subscribe(member: &Member, group: &GroupName, after: u64) -> Result<Val
 }
 
 async fn welcomes(member: &Member) -> Result<Value, Failure> {
-    let welcomes = member
-        .delivery(
-            ListWelcomesRequest::default(),
-            async |mut client, request| {
-                let mut parts = client.list_welcomes(request).await?.into_inner();
-                let mut welcomes = Vec::new();
-                while let Some(part) = parts.message().await? {
-                    welcomes.extend(part.welcomes);
-                }
-                Ok(welcomes)
-            },
-        )
-        .await?
-        .value;
+    let welcomes = member.welcomes().await?;
     let lines: Vec<_> = welcomes
         .iter()
         .map(|welcome| {

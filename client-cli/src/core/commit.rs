@@ -190,7 +190,7 @@ pub fn stage(
         .export_ratchet_tree(provider.crypto(), before)
         .map_err(mls)?
         .ok_or_else(|| CoreError::Mls("no tree of the pending Commit".into()))?;
-    let tree = group::tree_changes(&old, &group::tree_of(&after)?);
+    let tree = group::tree_of(&after)?.update_since(&old);
     let request = SubmitCommitRequest {
         group: Some(record.name.to_ref()),
         epoch_seq: record.epoch_seq,

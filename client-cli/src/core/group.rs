@@ -1,7 +1,7 @@
 //! A group's configuration, its creation, its roster, and its tree as nodes.
 
 use chancery_proto::{
-    delivery::v1::{CreateGroupRequest, TreeNode, TreeUpdate},
+    delivery::v1::{CreateGroupRequest, TreeNode},
     group_info::GroupInfo,
     policy::{POLICY_EXTENSION, Policy},
     tree::Tree,
@@ -109,7 +109,7 @@ pub fn create(
         group: Some(name.to_ref()),
         suite: u16::from(suite).into(),
         group_info: export_group_info(step, context, &group)?.into(),
-        tree: Some(full_tree(&tree_of(&group.export_ratchet_tree())?)),
+        tree: Some(tree_of(&group.export_ratchet_tree())?.to_update()),
         ..CreateGroupRequest::default()
     };
     let record = GroupRecord {
@@ -180,38 +180,6 @@ pub fn tree_of(tree: &openmls::treesync::RatchetTree) -> Result<Tree, CoreError>
     Ok(Tree::from_ratchet_tree(
         &tree.tls_serialize_detached().map_err(mls)?,
     )?)
-}
-
-/// The whole tree, as it is sent.
-pub fn full_tree(tree: &Tree) -> TreeUpdate {
-    TreeUpdate {
-        full: true,
-        tree_width: tree.width(),
-        nodes: tree
-            .nodes()
-            .map(|(index, node)| TreeNode {
-                index,
-                node: Some(node.to_vec().into()),
-            })
-            .collect(),
-    }
-}
-
-/// Only what changed, as it is sent. Nodes that a smaller width leaves out are gone without being named.
-pub fn tree_changes(old: &Tree, new: &Tree) -> TreeUpdate {
-    TreeUpdate {
-        full: false,
-        tree_width: new.width(),
-        nodes: new
-            .changes_since(old)
-            .into_iter()
-            .filter(|(index, _)| index + 1 < 2 * new.width())
-            .map(|(index, node)| TreeNode {
-                index,
-                node: node.map(Into::into),
-            })
-            .collect(),
-    }
 }
 
 /// Nodes as they were fetched, as openmls reads them.

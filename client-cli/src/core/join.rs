@@ -191,7 +191,7 @@ pub fn external(
         .map_err(mls)?
         .finalize(provider)
         .map_err(mls)?;
-    let tree = group::full_tree(&group::tree_of(&mls_group.export_ratchet_tree())?);
+    let tree = group::tree_of(&mls_group.export_ratchet_tree())?.to_update();
     let request = SubmitCommitRequest {
         group: Some(name.to_ref()),
         epoch_seq: info.epoch_seq,

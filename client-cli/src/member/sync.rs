@@ -228,7 +228,11 @@ impl Member {
         Ok(page)
     }
 
-    async fn payload(&self, name: &GroupName, seq: u64) -> Result<Vec<u8>, Failure> {
+    /// One entry's whole payload.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn payload(&self, name: &GroupName, seq: u64) -> Result<Vec<u8>, Failure> {
         let request = FetchPayloadRequest {
             group: Some(name.to_ref()),
             seq,
@@ -271,12 +275,12 @@ impl Member {
         Ok(group::ratchet_tree(width, &nodes)?)
     }
 
-    /// Joins every group that a Welcome waits for.
+    /// Unacknowledged Welcomes of this device.
     ///
     /// # Errors
-    /// The first failure that may pass; Welcomes that can never be used are put aside.
-    pub async fn join_all(&self) -> Result<Vec<GroupName>, Failure> {
-        let welcomes = self
+    /// The refusal, or no answer.
+    pub async fn welcomes(&self) -> Result<Vec<Welcome>, Failure> {
+        let answer = self
             .delivery(
                 ListWelcomesRequest::default(),
                 async |mut client, request| {
@@ -288,8 +292,16 @@ impl Member {
                     Ok(welcomes)
                 },
             )
-            .await?
-            .value;
+            .await?;
+        Ok(answer.value)
+    }
+
+    /// Joins every group that a Welcome waits for.
+    ///
+    /// # Errors
+    /// The first failure that may pass; Welcomes that can never be used are put aside.
+    pub async fn join_all(&self) -> Result<Vec<GroupName>, Failure> {
+        let welcomes = self.welcomes().await?;
         let mut joined = Vec::new();
         for welcome in welcomes {
             joined.extend(self.join(&welcome).await?);

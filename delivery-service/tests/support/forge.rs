@@ -3,7 +3,6 @@
 use chancery_proto::{
     certificate::{DEVICE_EKU, device_uri, user_uri},
     commit_info::{CommitInfo, Member, MessageData},
-    delivery::v1::{TreeNode, TreeUpdate},
     policy::{POLICY_EXTENSION, Policy},
     suite::Suite,
     token::{ACCESS_TOKEN_TYPE, AccessClaims, Confirmation, sign},
@@ -256,20 +255,6 @@ pub fn tree(devices: &[&Device], salt: u8) -> Tree {
         tree.set(index, Some(&device.leaf_node(salt))).unwrap();
     }
     tree
-}
-
-pub fn full(tree: &Tree) -> TreeUpdate {
-    TreeUpdate {
-        full: true,
-        tree_width: tree.width(),
-        nodes: tree
-            .nodes()
-            .map(|(index, node)| TreeNode {
-                index,
-                node: Some(node.to_vec().into()),
-            })
-            .collect(),
-    }
 }
 
 /// GroupContext of an epoch.

@@ -244,7 +244,7 @@ impl Group {
             group: Some(self.reference()),
             suite: 1,
             group_info: forge::group_info(&self.context(0, &self.tree)).into(),
-            tree: Some(forge::full(&self.tree)),
+            tree: Some(self.tree.to_update()),
             ..CreateGroupRequest::default()
         }
     }
@@ -299,7 +299,7 @@ impl Group {
             commit: commit.into(),
             welcomes,
             group_info: forge::group_info(&self.context(self.epoch + 1, after)).into(),
-            tree: Some(forge::full(after)),
+            tree: Some(after.to_update()),
             ..CommitBundle::default()
         })
     }
