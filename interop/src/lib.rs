@@ -1,4 +1,4 @@
-//! Other MLS stacks as members: through the real services, over real gRPC and PostgreSQL.
+//! Other MLS stacks: as members through the real services, over real gRPC and PostgreSQL; and step by step in the working group's own test protocol.
 //!
 //! | module | what |
 //! |---|---|
@@ -9,13 +9,20 @@
 //! | [`contract_member`] | a member on the contract alone, on any [`engine`] |
 //! | [`mls_rs_engine`], [`ts_engine`] | mls-rs; ts-mls in a Node process |
 //! | [`scenario`], [`scenarios`] | a scenario's cast and its checks; the scenarios |
-//! | [`matrix`] | which stacks play which roles, and what came of it |
+//! | [`matrix`] | every scenario with every assignment |
+//! | [`mls_client`] | the working group's own test protocol: servers over openmls and mls-rs |
+//! | [`runner`] | its scripts, with every assignment of servers to actors |
+//! | [`plan`], [`report`] | which stacks play which roles; what came of it |
 
 pub mod contract_member;
 pub mod engine;
 pub mod matrix;
+pub mod mls_client;
 pub mod mls_rs_engine;
 pub mod openmls_member;
+pub mod plan;
+pub mod report;
+pub mod runner;
 pub mod scenario;
 pub mod scenarios;
 pub mod stack;

@@ -1,15 +1,16 @@
 //! Which stacks play which roles, and what came of it.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::time::Instant;
 
 use anyhow::Context as _;
-use serde_json::{Value, json};
 
 use crate::{
     contract_member::ContractMember,
     engine::{Engine, Identity},
     mls_rs_engine,
     openmls_member::OpenMls,
+    plan::assignments,
+    report::{Outcome, Part, Run},
     scenario::Stop,
     scenarios::{SCENARIOS, Scenario, UNSUPPORTED},
     stack::Stack,
@@ -23,32 +24,6 @@ pub const STACKS: [&str; 3] = ["openmls", "mls-rs", "ts-mls"];
 pub const SUITES: [u16; 2] = [1, 3];
 /// The most roles that a scenario has.
 const ROLES: usize = 4;
-
-/// What came of one run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// As expected.
-    Passed,
-    /// A role's stack cannot, as is known.
-    Unsupported(String),
-    /// Something is wrong.
-    Failed(String),
-    /// It was known not to work, and it did; or the other way round.
-    Unexpected(String),
-}
-
-/// One run.
-#[derive(Debug, Clone)]
-pub struct Run {
-    /// Its scenario.
-    pub scenario: &'static str,
-    /// Cipher suite.
-    pub suite: u16,
-    /// Stacks by role.
-    pub stacks: Vec<&'static str>,
-    /// What came of it.
-    pub outcome: Outcome,
-}
 
 /// Enrolled members: one of each stack for each role.
 struct Ensemble {
@@ -97,17 +72,6 @@ impl Ensemble {
     }
 }
 
-/// Every assignment of so many stacks to so many roles.
-fn assignments(stacks: usize, roles: usize) -> Vec<Vec<usize>> {
-    (0..roles).fold(vec![Vec::new()], |shorter, _| {
-        let longer = |known: &Vec<usize>, stack: usize| [known.clone(), vec![stack]].concat();
-        shorter
-            .iter()
-            .flat_map(|known| (0..stacks).map(move |stack| longer(known, stack)))
-            .collect()
-    })
-}
-
 /// Stacks that cannot take part on this machine, with the reason.
 pub fn skipped() -> Vec<(&'static str, String)> {
     let ts = ts_engine::missing().map(|why| ("ts-mls", why));
@@ -139,6 +103,7 @@ pub async fn play(only: &str, mut seen: impl FnMut(&Run)) -> anyhow::Result<Vec<
         for scenario in SCENARIOS.iter().filter(|s| s.name.contains(only)) {
             for assignment in assignments(taking.len(), scenario.roles.len()) {
                 let stacks: Vec<_> = assignment.iter().map(|stack| taking[*stack]).collect();
+                let began = Instant::now();
                 let played = (scenario.play)(ensemble.cast(&assignment)).await;
                 let outcome = match (played, known(scenario, &stacks)) {
                     (Ok(()), None) => Outcome::Passed,
@@ -151,11 +116,17 @@ pub async fn play(only: &str, mut seen: impl FnMut(&Run)) -> anyhow::Result<Vec<
                     }
                     (Err(Stop::Failed(error)), _) => Outcome::Failed(format!("{error:#}")),
                 };
+                let roles = scenario.roles.iter().zip(&stacks);
                 let run = Run {
-                    scenario: scenario.name,
+                    part: Part::Live,
+                    scenario: scenario.name.to_owned(),
                     suite,
-                    stacks,
+                    variant: String::new(),
+                    roles: roles
+                        .map(|(r, s)| ((*r).to_owned(), (*s).to_owned()))
+                        .collect(),
                     outcome,
+                    elapsed: began.elapsed(),
                 };
                 seen(&run);
                 runs.push(run);
@@ -166,77 +137,12 @@ pub async fn play(only: &str, mut seen: impl FnMut(&Run)) -> anyhow::Result<Vec<
     Ok(runs)
 }
 
-fn count(runs: &[Run], of: impl Fn(&Outcome) -> bool) -> usize {
-    runs.iter().filter(|run| of(&run.outcome)).count()
-}
-
-/// The summary object.
-pub fn summary(runs: &[Run]) -> Value {
-    let skipped = skipped();
-    let scenarios: std::collections::BTreeSet<_> = runs.iter().map(|run| run.scenario).collect();
-    json!({
-        "stacks": STACKS.len() - skipped.len(),
-        "skipped": skipped.iter().map(|(stack, _)| *stack).collect::<Vec<_>>(),
-        "scenarios": scenarios.len(),
-        "runs": runs.len(),
-        "passed": count(runs, |o| *o == Outcome::Passed),
-        "failed": count(runs, |o| matches!(o, Outcome::Failed(_))),
-        "unsupported": count(runs, |o| matches!(o, Outcome::Unsupported(_))),
-        "unexpected": count(runs, |o| matches!(o, Outcome::Unexpected(_))),
-    })
-}
-
-/// Passed, unsupported and other runs of each scenario and suite, as a Markdown table.
-pub fn table(runs: &[Run]) -> String {
-    // Passed, unsupported, wrong.
-    type Cell = (usize, usize, usize);
-    let mut rows: BTreeMap<(usize, &str), BTreeMap<u16, Cell>> = BTreeMap::new();
-    for run in runs {
-        let place = SCENARIOS.iter().position(|s| s.name == run.scenario);
-        let row = rows.entry((place.unwrap_or_default(), run.scenario));
-        let cell = row.or_default().entry(run.suite).or_default();
-        match run.outcome {
-            Outcome::Passed => cell.0 += 1,
-            Outcome::Unsupported(_) => cell.1 += 1,
-            Outcome::Failed(_) | Outcome::Unexpected(_) => cell.2 += 1,
-        }
-    }
-    let mut table = String::from("| scenario |");
-    for suite in SUITES {
-        // Writing to a String cannot fail.
-        let _written = write!(table, " suite {suite} |");
-    }
-    table.push_str("\n|---|");
-    table.push_str(&"---|".repeat(SUITES.len()));
-    for ((_, scenario), cells) in rows {
-        let _written = write!(table, "\n| {scenario} |");
-        for suite in SUITES {
-            let (passed, unsupported, wrong) = cells.get(&suite).copied().unwrap_or_default();
-            let _written = write!(table, " {passed} passed");
-            if unsupported > 0 {
-                let _written = write!(table, ", {unsupported} unsupported");
-            }
-            if wrong > 0 {
-                let _written = write!(table, ", **{wrong} wrong**");
-            }
-            table.push_str(" |");
-        }
-    }
-    table.push('\n');
-    table
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_assignment_is_there_once() {
-        let mut all = assignments(3, 4);
-        assert_eq!(all.len(), 81);
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), 81);
+    fn no_scenario_has_more_roles_than_members() {
         assert!(SCENARIOS.iter().all(|s| s.roles.len() <= ROLES));
     }
 }

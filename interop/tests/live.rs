@@ -4,9 +4,9 @@
 use interop::{
     contract_member::ContractMember,
     engine::{Engine, Identity},
-    matrix::{self, Outcome, Run},
-    mls_rs_engine,
+    matrix, mls_rs_engine,
     openmls_member::OpenMls,
+    report::{Outcome, Run},
     stack::{Change, Stack as _},
     ts_engine::{self, TsMls},
     world::World,

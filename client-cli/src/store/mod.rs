@@ -75,6 +75,18 @@ impl Store {
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;",
         )?;
+        Self::over(connection, sealer)
+    }
+
+    /// A store that ends with this value, sealed with a key that nobody else has: for members that live in one process, such as a test's or a simulation's.
+    ///
+    /// # Errors
+    /// SQLite, or no randomness.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        Self::over(Connection::open_in_memory()?, Sealer::random()?)
+    }
+
+    fn over(connection: Connection, sealer: Sealer) -> Result<Self, StoreError> {
         let mut store = Self {
             connection,
             sealer,

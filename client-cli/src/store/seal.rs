@@ -51,6 +51,16 @@ impl Sealer {
         Ok(Self(cipher))
     }
 
+    /// With a key that is kept nowhere.
+    ///
+    /// # Errors
+    /// There is no randomness.
+    pub fn random() -> Result<Self, StoreError> {
+        let mut key = Zeroizing::new([0; KEY_BYTES]);
+        getrandom::fill(key.as_mut_slice()).map_err(encoding)?;
+        Ok(Self(XChaCha20Poly1305::new((&*key).into())))
+    }
+
     /// Encodes and seals a value for its place.
     ///
     /// # Errors
