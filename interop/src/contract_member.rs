@@ -112,7 +112,7 @@ fn read_framing(payload: &[u8]) -> anyhow::Result<(MessageData, Option<Person>)>
         Message::Private(header) => (header.authenticated_data, None),
         Message::ExternalCommit(commit) => {
             let certificate = commit.leaf.certificate().map_err(bad)?;
-            let joiner = Person::of(certificate)?;
+            let joiner = Person::of(certificate, DOMAIN)?;
             (commit.authenticated_data, Some(joiner))
         }
     };
@@ -130,7 +130,8 @@ impl ContractMember {
         suite: u16,
         start: Start,
     ) -> anyhow::Result<Self> {
-        let device = Device::enroll(world, handle).await?;
+        let code = world.invite(handle).await?;
+        let device = Device::enroll(&world.place(), code, handle).await?;
         let seed = device.seed()?;
         let identity = Identity {
             certificate: &device.certificate,
@@ -161,7 +162,7 @@ impl ContractMember {
         let roster = self.engine.roster(group)?;
         roster
             .iter()
-            .map(|(index, der)| Ok((*index, Person::of(der)?)))
+            .map(|(index, der)| Ok((*index, Person::of(der, DOMAIN)?)))
             .collect()
     }
 
@@ -355,7 +356,7 @@ impl ContractMember {
         let aad = aad(id, Some(info));
         let made = self.engine.commit(group, &packages, &leaves, &aad)?;
         let request = SubmitCommitRequest {
-            group: group_ref(group),
+            group: group_ref(DOMAIN, group),
             bundles: vec![self.bundle(id, made)?],
             epoch_seq,
         };
@@ -373,7 +374,7 @@ impl ContractMember {
         message: Vec<u8>,
     ) -> anyhow::Result<SendMessageRequest> {
         Ok(SendMessageRequest {
-            group: group_ref(group),
+            group: group_ref(DOMAIN, group),
             message_id: id.as_bytes().to_vec().into(),
             message: message.into(),
             epoch_seq: self.known(group)?.epoch_seq,
@@ -451,7 +452,7 @@ impl Stack for ContractMember {
         let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
         let request = self.message(group, id, message)?;
         self.known(group)?.own.insert(id, Some(text.to_owned()));
-        Ok(self.device.send(request).await?)
+        Ok(self.device.send(request).await?.seq)
     }
 
     async fn propose_remove(&mut self, group: &[u8], whom: Person) -> anyhow::Result<Option<u64>> {
@@ -462,7 +463,7 @@ impl Stack for ContractMember {
         let request = self.message(group, id, message)?;
         // The library keeps its own proposal; its entry in the log brings nothing new.
         self.known(group)?.own.insert(id, None);
-        let seq = self.device.send(request).await?;
+        let seq = self.device.send(request).await?.seq;
         self.known(group)?.proposals.push((seq, Some(whom)));
         Ok(Some(seq))
     }
@@ -483,7 +484,7 @@ impl Stack for ContractMember {
             let aad = aad(id, Some(commit_info));
             let made = self.engine.external(group, &info.group_info, &tree, &aad)?;
             let request = SubmitCommitRequest {
-                group: group_ref(group),
+                group: group_ref(DOMAIN, group),
                 bundles: vec![self.bundle(id, made)?],
                 epoch_seq: info.epoch_seq,
             };

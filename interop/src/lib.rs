@@ -9,11 +9,13 @@
 //! | [`contract_member`] | a member on the contract alone, on any [`engine`] |
 //! | [`mls_rs_engine`], [`ts_engine`] | mls-rs; ts-mls in a Node process |
 //! | [`scenario`], [`scenarios`] | a scenario's cast and its checks; the scenarios |
+//! | [`conformance`] | the contract rule by rule, against any server |
 //! | [`matrix`] | every scenario with every assignment |
 //! | [`mls_client`] | the working group's own test protocol: servers over openmls and mls-rs |
 //! | [`runner`] | its scripts, with every assignment of servers to actors |
 //! | [`plan`], [`report`] | which stacks play which roles; what came of it |
 
+pub mod conformance;
 pub mod contract_member;
 pub mod engine;
 pub mod matrix;

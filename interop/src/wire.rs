@@ -3,8 +3,8 @@
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
     auth::v1::{
-        Credential, EnrollRequest, IssueTokenRequest, auth_service_client::AuthServiceClient,
-        enroll_request,
+        Credential, EnrollRequest, GetServiceInfoRequest, IssueTokenRequest,
+        auth_service_client::AuthServiceClient, enroll_request,
     },
     certificate::{self, device_uri},
     common::v1::{DeviceRef, GroupRef},
@@ -12,8 +12,9 @@ use chancery_proto::{
         AckWelcomesRequest, ClaimKeyPackagesRequest, ClaimOutcome, CreateGroupRequest, Entry,
         FetchPayloadRequest, FetchTreeRequest, GetGroupInfoRequest, GetGroupInfoResponse,
         ListWelcomesRequest, PublishKeyPackagesRequest, ReadLogRequest, RequiredCapabilities,
-        SendMessageRequest, SubmitCommitRequest, SubmitCommitResponse, TreeUpdate, Welcome,
-        WelcomeRef, delivery_service_client::DeliveryServiceClient, entry::Body,
+        SendMessageRequest, SendMessageResponse, SubmitCommitRequest, SubmitCommitResponse,
+        TreeUpdate, Welcome, WelcomeRef, delivery_service_client::DeliveryServiceClient,
+        entry::Body,
     },
     policy::POLICY_EXTENSION,
     signed,
@@ -22,12 +23,13 @@ use chancery_proto::{
 };
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
 use ring::signature::Ed25519KeyPair;
-use tonic::{Request, Status, transport::Channel};
+use tonic::{
+    Request, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
 use uuid::Uuid;
 
-use crate::world::{DOMAIN, World};
-
-/// Who somebody is: user and device of [`DOMAIN`].
+/// Who somebody is: user and device of one domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Person {
     /// The user.
@@ -41,9 +43,9 @@ impl Person {
     ///
     /// # Errors
     /// Not of the profile, or of another domain.
-    pub fn of(der: &[u8]) -> anyhow::Result<Self> {
+    pub fn of(der: &[u8], domain: &str) -> anyhow::Result<Self> {
         let seen = certificate::read_device(der)?;
-        ensure!(seen.domain == DOMAIN, "a certificate of {}", seen.domain);
+        ensure!(seen.domain == domain, "a certificate of {}", seen.domain);
         Ok(Self {
             user: seen.user,
             device: seen.device,
@@ -51,13 +53,15 @@ impl Person {
     }
 
     /// `mimi://<domain>/d/<uuid>`.
-    pub fn uri(&self) -> String {
-        device_uri(DOMAIN, self.device)
+    pub fn uri(&self, domain: &str) -> String {
+        device_uri(domain, self.device)
     }
 }
 
 /// An enrolled device with its connections.
 pub struct Device {
+    /// Whose Authentication Service vouches for it.
+    pub domain: String,
     /// Who it is.
     pub person: Person,
     /// Its leaf certificate, DER.
@@ -75,10 +79,33 @@ fn now() -> i64 {
     time::OffsetDateTime::now_utc().unix_timestamp()
 }
 
-/// A group of the services here.
-pub fn group_ref(id: &[u8]) -> Option<GroupRef> {
+/// Where services are.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Of the Authentication Service.
+    pub auth_url: String,
+    /// Of the Delivery Service.
+    pub delivery_url: String,
+    /// PEM of a root that TLS is verified with, besides none.
+    pub ca: Option<Vec<u8>>,
+}
+
+impl Place {
+    async fn connect(&self, url: &str) -> anyhow::Result<Channel> {
+        let mut endpoint = Endpoint::from_shared(url.to_owned())?;
+        if let Some(ca) = &self.ca {
+            let root = Certificate::from_pem(ca);
+            endpoint = endpoint.tls_config(ClientTlsConfig::new().ca_certificate(root))?;
+        }
+        let connected = endpoint.connect().await;
+        connected.with_context(|| format!("cannot connect to {url}"))
+    }
+}
+
+/// A group of a domain.
+pub fn group_ref(domain: &str, id: &[u8]) -> Option<GroupRef> {
     Some(GroupRef {
-        domain: DOMAIN.to_owned(),
+        domain: domain.to_owned(),
         id: id.to_vec().into(),
     })
 }
@@ -97,18 +124,18 @@ impl Device {
     ///
     /// # Errors
     /// A service refuses.
-    pub async fn enroll(world: &World, handle: &str) -> anyhow::Result<Self> {
-        let code = world.invite(handle).await?;
-        let auth_url = world.node.auth[0].url.clone();
-        let mut auth = AuthServiceClient::connect(auth_url).await?;
-        let delivery = DeliveryServiceClient::connect(world.node.delivery_url.clone()).await?;
+    pub async fn enroll(place: &Place, code: String, handle: &str) -> anyhow::Result<Self> {
+        let mut auth = AuthServiceClient::new(place.connect(&place.auth_url).await?);
+        let delivery = DeliveryServiceClient::new(place.connect(&place.delivery_url).await?);
+        let info = auth.get_service_info(GetServiceInfoRequest {}).await?;
+        let domain = info.into_inner().domain;
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let csr = CertificateParams::default().serialize_request(&key)?;
         let pkcs8 = key.serialize_der();
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8)
             .map_err(|_| anyhow::anyhow!("the key"))?;
         let proof_time = now();
-        let content = signed::enroll(DOMAIN, &code, csr.der(), proof_time);
+        let content = signed::enroll(&domain, &code, csr.der(), proof_time);
         let proof = pair.sign(&signed::to_be_signed(signed::ENROLL, &content));
         let request = EnrollRequest {
             by: Some(enroll_request::By::Invitation(code)),
@@ -123,7 +150,8 @@ impl Device {
         let answer = auth.enroll(request).await?.into_inner();
         let certificate = answer.certificates.first().context("no certificate")?;
         let mut device = Self {
-            person: Person::of(certificate)?,
+            person: Person::of(certificate, &domain)?,
+            domain,
             certificate: certificate.to_vec(),
             public_key: key.public_key_raw().to_vec(),
             pkcs8,
@@ -151,18 +179,18 @@ impl Device {
     }
 
     async fn refresh_token(&mut self) -> anyhow::Result<()> {
-        let name = self.person.uri();
+        let name = self.person.uri(&self.domain);
         let claims = AssertionClaims {
             iss: name.clone(),
             sub: name,
-            aud: format!("as:{DOMAIN}"),
+            aud: format!("as:{}", self.domain),
             iat: now(),
             exp: now() + 60,
             jti: Uuid::new_v4().to_string(),
         };
         let request = IssueTokenRequest {
             client_assertion: sign(ASSERTION_TYPE, None, &claims, &self.pkcs8)?,
-            audience: format!("ds:{DOMAIN}"),
+            audience: format!("ds:{}", self.domain),
         };
         self.token = self
             .auth
@@ -173,7 +201,16 @@ impl Device {
         Ok(())
     }
 
-    fn by<T>(&self, message: T) -> Result<Request<T>, Status> {
+    /// Its connection to the Delivery Service, for calls that this client does not make by itself.
+    pub fn delivery(&self) -> DeliveryServiceClient<Channel> {
+        self.delivery.clone()
+    }
+
+    /// A request in this device's name.
+    ///
+    /// # Errors
+    /// The token is no header value.
+    pub fn by<T>(&self, message: T) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
         let value = format!("Bearer {}", self.token)
             .parse()
@@ -210,7 +247,7 @@ impl Device {
             devices: devices
                 .iter()
                 .map(|person| DeviceRef {
-                    domain: DOMAIN.to_owned(),
+                    domain: self.domain.clone(),
                     id: person.device.as_bytes().to_vec().into(),
                 })
                 .collect(),
@@ -220,7 +257,7 @@ impl Device {
                 proposals: vec![],
                 credentials: vec![2],
             }),
-            for_group: group_ref(group),
+            for_group: group_ref(&self.domain, group),
         })?;
         let mut parts = self
             .delivery
@@ -252,7 +289,7 @@ impl Device {
         tree: TreeUpdate,
     ) -> Result<(), Status> {
         let request = self.by(CreateGroupRequest {
-            group: group_ref(group),
+            group: group_ref(&self.domain, group),
             suite: suite.into(),
             group_info: group_info.into(),
             tree: Some(tree),
@@ -274,13 +311,16 @@ impl Device {
         Ok(self.delivery.submit_commit(request).await?.into_inner())
     }
 
-    /// Sends an application message or a proposal; its seq.
+    /// Sends an application message or a proposal.
     ///
     /// # Errors
     /// The service's refusal.
-    pub async fn send(&mut self, request: SendMessageRequest) -> Result<u64, Status> {
+    pub async fn send(
+        &mut self,
+        request: SendMessageRequest,
+    ) -> Result<SendMessageResponse, Status> {
         let request = self.by(request)?;
-        Ok(self.delivery.send_message(request).await?.into_inner().seq)
+        Ok(self.delivery.send_message(request).await?.into_inner())
     }
 
     /// Entries after a seq, with their payloads.
@@ -293,7 +333,7 @@ impl Device {
         after: u64,
     ) -> Result<Vec<(Entry, Vec<u8>)>, Status> {
         let request = self.by(ReadLogRequest {
-            group: group_ref(group),
+            group: group_ref(&self.domain, group),
             after_seq: after,
             ..ReadLogRequest::default()
         })?;
@@ -316,7 +356,7 @@ impl Device {
 
     async fn payload(&mut self, group: &[u8], seq: u64) -> Result<Vec<u8>, Status> {
         let request = self.by(FetchPayloadRequest {
-            group: group_ref(group),
+            group: group_ref(&self.domain, group),
             seq,
         })?;
         let mut parts = self.delivery.fetch_payload(request).await?.into_inner();
@@ -333,7 +373,7 @@ impl Device {
     /// The service's refusal.
     pub async fn tree(&mut self, group: &[u8], epoch_seq: u64) -> Result<Vec<u8>, Status> {
         let request = self.by(FetchTreeRequest {
-            group: group_ref(group),
+            group: group_ref(&self.domain, group),
             epoch_seq,
             current: false,
         })?;
@@ -359,7 +399,7 @@ impl Device {
     /// The service's refusal.
     pub async fn group_info(&mut self, group: &[u8]) -> Result<GetGroupInfoResponse, Status> {
         let request = self.by(GetGroupInfoRequest {
-            group: group_ref(group),
+            group: group_ref(&self.domain, group),
         })?;
         Ok(self.delivery.get_group_info(request).await?.into_inner())
     }

@@ -11,6 +11,8 @@ use single_node::{NodeFile, Options};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::wire::Place;
+
 /// The domain that everybody in a run belongs to.
 pub const DOMAIN: &str = "interop.example";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -94,6 +96,15 @@ impl World {
         };
         let made = self.admin.clone().create_invitation(request).await?;
         Ok(made.into_inner().code)
+    }
+
+    /// Where the services are.
+    pub fn place(&self) -> Place {
+        Place {
+            auth_url: self.node.auth[0].url.clone(),
+            delivery_url: self.node.delivery_url.clone(),
+            ca: None,
+        }
     }
 
     /// A folder for a member's files.

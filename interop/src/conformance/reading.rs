@@ -1,0 +1,266 @@
+//! Rules 7 and 8 and the log itself: who reads what, and what the log gives away.
+
+use anyhow::{Context as _, ensure};
+use chancery_proto::{
+    chain::{self, ChainInput},
+    common::v1::Reason,
+    delivery::v1::{Cursor, Frame, SendMessageRequest, SubscribeRequest, frame},
+    policy::Policy,
+};
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Check,
+    expect::refused,
+    party::{Parties, Plan, aad, fresh_id},
+};
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        rule: "7",
+        name: "an unknown group and a foreign one are refused alike",
+        run: |p| Box::pin(foreign_is_unknown(p)),
+    },
+    Check {
+        rule: "7",
+        name: "a removed device reads to its removal and not further",
+        run: |p| Box::pin(removed_reads_to_its_end(p)),
+    },
+    Check {
+        rule: "7",
+        name: "a joiner does not read what came before it",
+        run: |p| Box::pin(joiner_reads_from_its_start(p)),
+    },
+    Check {
+        rule: "8",
+        name: "the log does not say which device sent an entry",
+        run: |p| Box::pin(nobody_is_named(p)),
+    },
+    Check {
+        rule: "Names",
+        name: "seqs are dense from 1 over all kinds of entries and the chain holds",
+        run: |p| Box::pin(dense_and_chained(p)),
+    },
+    Check {
+        rule: "Names",
+        name: "a cursor with another chain value is told so",
+        run: |p| Box::pin(other_chain(p)),
+    },
+    Check {
+        rule: "Subscribe",
+        name: "a subscription brings old entries and new ones in order",
+        run: |p| Box::pin(subscription(p)),
+    },
+];
+
+async fn foreign_is_unknown(p: &mut Parties) -> anyhow::Result<()> {
+    let foreign = p.two().await?;
+    let unknown = [fresh_id(), fresh_id()].concat();
+    for group in [&foreign, &unknown] {
+        // A message that is framed for the group, by somebody who only has its id.
+        let policy = Policy::for_domain(&p.dora.device.domain).encode();
+        p.dora.engine.create(group, &policy)?;
+        let id = fresh_id();
+        let send = SendMessageRequest {
+            group: p.dora.group(group),
+            message_id: id.to_vec().into(),
+            message: p.dora.engine.send(group, b"let me in", &aad(id))?.into(),
+            ..SendMessageRequest::default()
+        };
+        refused(p.dora.device.send(send).await, &[Reason::Group])?;
+        refused(p.dora.device.read(group, 0).await, &[Reason::Group])?;
+        refused(p.dora.device.tree(group, 0).await, &[Reason::Group])?;
+    }
+    let one = refused(p.dora.device.group_info(&foreign).await, &[Reason::Group])?;
+    let other = refused(p.dora.device.group_info(&unknown).await, &[Reason::Group])?;
+    ensure!(
+        (one.text, one.metadata) == (other.text, other.metadata),
+        "the two refusals differ"
+    );
+    Ok(())
+}
+
+async fn say(p: &mut super::party::Party, group: &[u8], text: &str) -> anyhow::Result<u64> {
+    let text = p.frame(group, text).await?;
+    Ok(p.device.send(text).await?.seq)
+}
+
+async fn removed_reads_to_its_end(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.three().await?;
+    say(&mut p.ben, &group, "for all").await?;
+    let plan = Plan {
+        remove: vec![p.cleo.person()],
+        ..Plan::default()
+    };
+    let removal = p.anna.commit(&group, &plan, &mut [&mut p.ben]).await?;
+    say(&mut p.ben, &group, "for two").await?;
+    let read = p
+        .cleo
+        .device
+        .read(&group, 0)
+        .await
+        .context("the removed device reads")?;
+    let last = read.last().map(|(entry, _)| entry.seq);
+    ensure!(
+        last == Some(removal.seq),
+        "it reads to {last:?}, and was removed at {}",
+        removal.seq
+    );
+    let text = p.ben.frame(&group, "by another's hand").await?;
+    refused(p.cleo.device.send(text).await, &[Reason::Group])?;
+    Ok(())
+}
+
+async fn joiner_reads_from_its_start(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let before = say(&mut p.anna, &group, "before").await?;
+    let plan = Plan {
+        add: vec![p.cleo.offer().await?],
+        ..Plan::default()
+    };
+    let joined = p.anna.commit(&group, &plan, &mut [&mut p.ben]).await?;
+    p.cleo.join(&group).await?;
+    say(&mut p.ben, &group, "after").await?;
+    let read = p.cleo.device.read(&group, before - 1).await?;
+    let first = read.first().map(|(entry, _)| entry.seq);
+    ensure!(
+        first.is_some_and(|seq| seq >= joined.seq),
+        "it reads from {first:?}, and joined at {}",
+        joined.seq
+    );
+    Ok(())
+}
+
+async fn nobody_is_named(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let seq = say(&mut p.ben, &group, "who?").await?;
+    let read = p.anna.device.read(&group, seq - 1).await?;
+    let (entry, _) = read.first().context("no entry")?;
+    let bytes = entry.encode_to_vec();
+    let person = p.ben.person();
+    let names = [
+        person.device.as_bytes().to_vec(),
+        person.user.as_bytes().to_vec(),
+        person.device.to_string().into_bytes(),
+        person.user.to_string().into_bytes(),
+        p.ben.device.public_key.clone(),
+    ];
+    for name in names {
+        ensure!(
+            !bytes.windows(name.len()).any(|window| window == name),
+            "an entry holds its sender's id or key"
+        );
+    }
+    Ok(())
+}
+
+async fn dense_and_chained(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.three().await?;
+    say(&mut p.ben, &group, "a text").await?;
+    let proposal = p.ben.propose(&group, p.cleo.person()).await?;
+    let bytes = proposal.message.to_vec();
+    let sent = p.ben.device.send(proposal).await?;
+    p.anna.engine.process(&group, &bytes)?;
+    let plan = Plan {
+        proposals: vec![sent.seq],
+        proposed: vec![p.cleo.person()],
+        ..Plan::default()
+    };
+    let commit = p.anna.commit(&group, &plan, &mut [&mut p.ben]).await?;
+    let mut value = chain::start();
+    let read = p.anna.device.read(&group, 0).await?;
+    for (place, (entry, payload)) in (1..).zip(&read) {
+        ensure!(entry.seq == place, "seq {} stands at {place}", entry.seq);
+        value = chain::next(
+            &value,
+            &ChainInput {
+                group: &group,
+                seq: entry.seq,
+                epoch_seq: entry.epoch_seq,
+                kind: entry.kind,
+                message_id: &entry.message_id,
+                accepted_at_micros: entry.accepted_at_micros,
+                payload_sha256: &Sha256::digest(payload).into(),
+            },
+        );
+        ensure!(
+            entry.chain == value[..],
+            "the chain breaks at {}",
+            entry.seq
+        );
+    }
+    ensure!(
+        read.len() as u64 == commit.seq,
+        "{} entries, and the head is {}",
+        read.len(),
+        commit.seq
+    );
+    ensure!(
+        commit.chain == value[..],
+        "the Commit's answer has another chain value"
+    );
+    Ok(())
+}
+
+async fn other_chain(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let head = say(&mut p.anna, &group, "one").await?;
+    let request = chancery_proto::delivery::v1::ReadLogRequest {
+        group: p.anna.group(&group),
+        after_seq: head,
+        after_chain: vec![7; 32].into(),
+        ..Default::default()
+    };
+    let mut delivery = p.anna.device.delivery();
+    let answer = async {
+        let mut parts = delivery
+            .read_log(p.anna.device.by(request)?)
+            .await?
+            .into_inner();
+        while parts.message().await?.is_some() {}
+        Ok(())
+    };
+    refused(answer.await, &[Reason::HistoryChanged])?;
+    Ok(())
+}
+
+async fn subscription(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let old = say(&mut p.ben, &group, "old").await?;
+    let request = SubscribeRequest {
+        cursors: vec![Cursor {
+            group: p.anna.group(&group),
+            seq: 0,
+            chain: Vec::new().into(),
+        }],
+        ..SubscribeRequest::default()
+    };
+    let mut delivery = p.anna.device.delivery();
+    let mut frames = delivery
+        .subscribe(p.anna.device.by(request)?)
+        .await?
+        .into_inner();
+    let mut seqs: Vec<u64> = Vec::new();
+    let mut said = false;
+    while seqs.last() != Some(&(old + 1)) {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(30), frames.message());
+        let Frame { frame } = next
+            .await
+            .context("no frame in 30 s")??
+            .context("the stream ended")?;
+        match frame {
+            Some(frame::Frame::Entries(entries)) => {
+                seqs.extend(entries.entries.iter().map(|entry| entry.seq));
+            }
+            Some(frame::Frame::CaughtUp(_)) if !said => {
+                said = true;
+                say(&mut p.ben, &group, "new").await?;
+            }
+            _ => {}
+        }
+    }
+    let expected: Vec<u64> = (1..=old + 1).collect();
+    ensure!(seqs == expected, "it brought {seqs:?}, not {expected:?}");
+    Ok(())
+}
