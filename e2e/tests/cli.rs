@@ -114,6 +114,7 @@ fn every_answer_has_the_shape_that_it_had() {
         &["debug", "group-info", "--group", &group],
         "debug, refused",
     );
+    note(&b, &["debug", "token"], "debug token");
     let phone = fixture.device("a2");
     note(&phone, &["revoke", &phone.uri], "revoke");
     let listened = a.attempt(&["listen", "--seconds", "1"]).unwrap();

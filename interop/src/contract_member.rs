@@ -154,6 +154,16 @@ impl ContractMember {
         Ok(member)
     }
 
+    /// The `authorization` header of this member's calls.
+    ///
+    /// # Errors
+    /// The token is no header value.
+    pub fn authorization(&self) -> anyhow::Result<String> {
+        let request = self.device.by(())?;
+        let header = request.metadata().get("authorization");
+        Ok(header.context("no token")?.to_str()?.to_owned())
+    }
+
     fn known(&mut self, group: &[u8]) -> anyhow::Result<&mut Known> {
         self.groups.get_mut(group).context("an unknown group")
     }

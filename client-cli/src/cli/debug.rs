@@ -17,7 +17,7 @@ use crate::{
         records::{self, GroupName},
     },
     failure::{Failure, code_name, reason_name},
-    member::Member,
+    member::{Audience, Member},
 };
 
 /// `debug`
@@ -72,6 +72,12 @@ pub enum Debug {
         /// `<domain>/<hex>`.
         #[arg(long)]
         group: GroupName,
+    },
+    /// An access token, for raw calls with another gRPC tool. Who has it acts as this device until it ends.
+    Token {
+        /// For which service.
+        #[arg(long, value_enum, default_value = "delivery")]
+        audience: Audience,
     },
     /// Loses this device's state of a group, as a damaged disk would; the key stays.
     Forget {
@@ -146,6 +152,7 @@ async fn call(member: &Member, command: Debug) -> Result<Value, Failure> {
                 json!({ "epoch": info.epoch, "epoch_seq": info.epoch_seq, "bytes": info.group_info.len() }),
             )
         }
+        Debug::Token { audience } => Ok(json!({ "token": member.token(audience).await? })),
         Debug::Welcomes => welcomes(member).await,
         Debug::OldWelcome { group } => old_welcome(member, &group).await,
         Debug::Forget { group } => {

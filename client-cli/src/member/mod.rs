@@ -62,7 +62,7 @@ pub type Delivery = DeliveryServiceClient<Channel>;
 pub type Auth = AuthServiceClient<Channel>;
 
 /// Which service a token is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Audience {
     /// The Authentication Service.
     Auth,
