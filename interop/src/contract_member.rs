@@ -3,26 +3,21 @@
 //! It checks the chain and each Commit against its CommitInfo, merges its own Commits where they stand in the log, and commits before speaking when
 //! somebody proposed. Nothing of our client is in it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, bail, ensure};
 use chancery_proto::{
-    chain::{self, ChainInput},
     commit_info::{CommitInfo, Member as InfoMember, MessageData},
     common::v1::Reason,
-    delivery::v1::{
-        CommitBundle, Entry, EntryKind, SendMessageRequest, SubmitCommitRequest, Welcome,
-    },
-    framing::{self, Message},
+    delivery::v1::{CommitBundle, SendMessageRequest, SubmitCommitRequest, Welcome},
     policy::Policy,
     status::Refusal,
 };
-use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status, async_trait};
 use uuid::Uuid;
 
 use crate::{
-    engine::{Engine, Identity, Made, Processed},
+    engine::{Engine, Identity, Made},
     stack::{Change, EXPORTER_LABEL, Race, Stack, State},
     wire::{Device, Person, full_tree, group_ref},
     world::{DOMAIN, World},
@@ -30,42 +25,43 @@ use crate::{
 
 const KEY_PACKAGES: usize = 10;
 const RACES: usize = 20;
-const MESSAGE_BYTES: usize = 16 << 20;
 
 /// Makes an engine for an enrolled device and a suite.
 pub type Start = fn(u16, &Identity<'_>) -> anyhow::Result<Box<dyn Engine>>;
 
 /// A Commit that was made and not yet answered.
-struct Pending {
-    message_id: Uuid,
+pub(crate) struct Pending {
+    pub(crate) message_id: Uuid,
     request: SubmitCommitRequest,
 }
 
 /// A group beside the library's own state.
 #[derive(Default)]
-struct Known {
-    head_seq: u64,
-    chain: [u8; 32],
-    epoch_seq: u64,
-    joined_seq: u64,
-    removed: bool,
+pub(crate) struct Known {
+    pub(crate) head_seq: u64,
+    pub(crate) chain: [u8; 32],
+    pub(crate) epoch_seq: u64,
+    pub(crate) joined_seq: u64,
+    pub(crate) removed: bool,
+    /// Who asked to be removed.
+    pub(crate) leaving: BTreeSet<Person>,
     /// Proposals of this epoch: where they stand, and whom they remove.
-    proposals: Vec<(u64, Option<Person>)>,
+    pub(crate) proposals: Vec<(u64, Option<Person>)>,
     /// Own messages that the log has not shown yet; a proposal has no text.
-    own: HashMap<Uuid, Option<String>>,
-    texts: Vec<String>,
-    pending: Option<Pending>,
+    pub(crate) own: HashMap<Uuid, Option<String>>,
+    pub(crate) texts: Vec<String>,
+    pub(crate) pending: Option<Pending>,
 }
 
 /// A device on the contract.
 pub struct ContractMember {
-    device: Device,
-    engine: Box<dyn Engine>,
+    pub(crate) device: Device,
+    pub(crate) engine: Box<dyn Engine>,
     suite: u16,
     groups: HashMap<Vec<u8>, Known>,
 }
 
-fn infos(people: &[Person]) -> Vec<InfoMember> {
+pub(crate) fn infos(people: &[Person]) -> Vec<InfoMember> {
     let mut members: Vec<_> = people
         .iter()
         .map(|person| InfoMember {
@@ -79,7 +75,7 @@ fn infos(people: &[Person]) -> Vec<InfoMember> {
     members
 }
 
-fn minus(all: &[Person], without: &[Person]) -> Vec<Person> {
+pub(crate) fn minus(all: &[Person], without: &[Person]) -> Vec<Person> {
     all.iter()
         .filter(|p| !without.contains(p))
         .copied()
@@ -103,20 +99,6 @@ fn stale(status: &Status) -> Option<u64> {
     let refusal = Refusal::from_status(status);
     let lost = refusal.code == Code::Aborted && refusal.reason == Some(Reason::StaleEpoch);
     lost.then(|| refusal.metadata.get("winner_seq")?.parse().ok())?
-}
-
-/// What a message says of itself in clear, and who joins by it if it comes from outside.
-fn read_framing(payload: &[u8]) -> anyhow::Result<(MessageData, Option<Person>)> {
-    let bad = |error| anyhow::anyhow!("framing: {error:?}");
-    let (data, joiner) = match framing::parse(payload, MESSAGE_BYTES).map_err(bad)? {
-        Message::Private(header) => (header.authenticated_data, None),
-        Message::ExternalCommit(commit) => {
-            let certificate = commit.leaf.certificate().map_err(bad)?;
-            let joiner = Person::of(certificate, DOMAIN)?;
-            (commit.authenticated_data, Some(joiner))
-        }
-    };
-    Ok((MessageData::decode(&data).map_err(bad)?, joiner))
 }
 
 impl ContractMember {
@@ -164,11 +146,11 @@ impl ContractMember {
         Ok(header.context("no token")?.to_str()?.to_owned())
     }
 
-    fn known(&mut self, group: &[u8]) -> anyhow::Result<&mut Known> {
+    pub(crate) fn known(&mut self, group: &[u8]) -> anyhow::Result<&mut Known> {
         self.groups.get_mut(group).context("an unknown group")
     }
 
-    fn roster(&mut self, group: &[u8]) -> anyhow::Result<Vec<(u32, Person)>> {
+    pub(crate) fn roster(&mut self, group: &[u8]) -> anyhow::Result<Vec<(u32, Person)>> {
         let roster = self.engine.roster(group)?;
         roster
             .iter()
@@ -176,7 +158,7 @@ impl ContractMember {
             .collect()
     }
 
-    fn people(&mut self, group: &[u8]) -> anyhow::Result<Vec<Person>> {
+    pub(crate) fn people(&mut self, group: &[u8]) -> anyhow::Result<Vec<Person>> {
         let roster = self.roster(group)?;
         Ok(roster.into_iter().map(|(_, person)| person).collect())
     }
@@ -204,130 +186,6 @@ impl ContractMember {
         Ok(self.device.acknowledge(welcome).await?)
     }
 
-    async fn read(&mut self, group: &[u8]) -> anyhow::Result<()> {
-        loop {
-            let known = self.known(group)?;
-            if known.removed {
-                return Ok(());
-            }
-            let after = known.head_seq;
-            let entries = self.device.read(group, after).await?;
-            if entries.is_empty() {
-                return Ok(());
-            }
-            for (entry, payload) in entries {
-                self.apply(group, &entry, &payload)?;
-            }
-        }
-    }
-
-    /// One entry: the chain, then whatever it is.
-    fn apply(&mut self, group: &[u8], entry: &Entry, payload: &[u8]) -> anyhow::Result<()> {
-        let known = self.known(group)?;
-        let value = chain::next(
-            &known.chain,
-            &ChainInput {
-                group,
-                seq: entry.seq,
-                epoch_seq: entry.epoch_seq,
-                kind: entry.kind,
-                message_id: &entry.message_id,
-                accepted_at_micros: entry.accepted_at_micros,
-                payload_sha256: &Sha256::digest(payload).into(),
-            },
-        );
-        ensure!(entry.seq == known.head_seq + 1, "a hole in the log");
-        ensure!(
-            entry.chain == value[..],
-            "the chain breaks at {}",
-            entry.seq
-        );
-        known.head_seq = entry.seq;
-        known.chain = value;
-        let id = Uuid::from_slice(&entry.message_id)?;
-        let pending = known.pending.take_if(|p| p.message_id == id);
-        if let Some(text) = known.own.remove(&id) {
-            known.texts.extend(text);
-        } else if pending.is_some() {
-            known.epoch_seq = entry.seq;
-            known.proposals.clear();
-            self.engine.apply_pending(group)?;
-        } else if entry.epoch_seq >= known.joined_seq {
-            self.process(group, entry, payload, id)?;
-        }
-        Ok(())
-    }
-
-    fn process(
-        &mut self,
-        group: &[u8],
-        entry: &Entry,
-        payload: &[u8],
-        id: Uuid,
-    ) -> anyhow::Result<()> {
-        let (data, joiner) = read_framing(payload)?;
-        ensure!(
-            data.message_id == Some(*id.as_bytes()),
-            "the entry's id is not the sender's"
-        );
-        let commit = [EntryKind::Commit, EntryKind::ExternalCommit]
-            .iter()
-            .any(|kind| *kind as u32 == entry.kind);
-        let proposal = EntryKind::Proposal as u32 == entry.kind;
-        // A message changes nobody's membership.
-        let before = match commit || proposal {
-            true => self.roster(group)?,
-            false => Vec::new(),
-        };
-        if commit && self.known(group)?.pending.take().is_some() {
-            self.engine.clear_pending(group)?;
-        }
-        match self.engine.process(group, payload)? {
-            Processed::Application(text) => {
-                let text = String::from_utf8_lossy(&text).into_owned();
-                self.known(group)?.texts.push(text);
-            }
-            Processed::Proposal(leaf) => {
-                let whom = before.iter().find(|(index, _)| Some(*index) == leaf);
-                let whom = whom.map(|(_, person)| *person);
-                self.known(group)?.proposals.push((entry.seq, whom));
-            }
-            Processed::Commit { active: false } => self.known(group)?.removed = true,
-            Processed::Commit { active: true } => {
-                let before: Vec<_> = before.into_iter().map(|(_, person)| person).collect();
-                let info = data.commit_info.context("a Commit without CommitInfo")?;
-                self.check(group, &before, joiner, &info)?;
-                let known = self.known(group)?;
-                known.epoch_seq = entry.seq;
-                known.proposals.clear();
-            }
-        }
-        Ok(())
-    }
-
-    /// The CommitInfo is what the Commit did.
-    fn check(
-        &mut self,
-        group: &[u8],
-        before: &[Person],
-        joiner: Option<Person>,
-        info: &CommitInfo,
-    ) -> anyhow::Result<()> {
-        let after = self.people(group)?;
-        let (added, removed) = match joiner {
-            Some(joiner) => {
-                let old = before.contains(&joiner).then_some(joiner);
-                (vec![joiner], old.into_iter().collect())
-            }
-            None => (minus(&after, before), minus(before, &after)),
-        };
-        ensure!(
-            info.added == infos(&added) && info.removed == infos(&removed),
-            "the CommitInfo is not what the Commit does"
-        );
-        Ok(())
-    }
-
     fn bundle(&self, id: Uuid, made: Made) -> anyhow::Result<CommitBundle> {
         Ok(CommitBundle {
             message_id: id.as_bytes().to_vec().into(),
@@ -346,9 +204,12 @@ impl ContractMember {
             add => self.device.claim(group, self.suite, add).await?,
         };
         let id = Uuid::new_v4();
+        let own = self.device.person;
         let known = self.known(group)?;
         let mut removed: Vec<Person> = known.proposals.iter().filter_map(|(_, p)| *p).collect();
-        let direct = minus(&change.remove, &removed);
+        let asked: Vec<Person> = known.leaving.iter().copied().collect();
+        let wanted = [change.remove.clone(), minus(&asked, &change.remove)].concat();
+        let direct = minus(&minus(&wanted, &removed), &[own]);
         removed.extend(&direct);
         let info = CommitInfo {
             added: infos(&change.add),
@@ -463,6 +324,45 @@ impl Stack for ContractMember {
         let request = self.message(group, id, message)?;
         self.known(group)?.own.insert(id, Some(text.to_owned()));
         Ok(self.device.send(request).await?.seq)
+    }
+
+    async fn send_twice(&mut self, group: &[u8], text: &str) -> anyhow::Result<[u64; 2]> {
+        let id = Uuid::new_v4();
+        let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
+        let request = self.message(group, id, message)?;
+        self.known(group)?.own.insert(id, Some(text.to_owned()));
+        let first = self.device.send(request.clone()).await?;
+        let second = self.device.send(request).await?;
+        ensure!(
+            second.replayed,
+            "the second one is not marked as a repetition"
+        );
+        Ok([first.seq, second.seq])
+    }
+
+    async fn send_backwards(
+        &mut self,
+        group: &[u8],
+        texts: &[String],
+    ) -> anyhow::Result<Option<Vec<u64>>> {
+        let mut requests = Vec::new();
+        for text in texts {
+            let id = Uuid::new_v4();
+            let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
+            requests.push(self.message(group, id, message)?);
+            self.known(group)?.own.insert(id, Some(text.clone()));
+        }
+        let mut seqs = Vec::new();
+        for request in requests.into_iter().rev() {
+            seqs.push(self.device.send(request).await?.seq);
+        }
+        seqs.reverse();
+        Ok(Some(seqs))
+    }
+
+    async fn leave(&mut self, group: &[u8]) -> anyhow::Result<u64> {
+        let joined = self.known(group)?.joined_seq;
+        Ok(self.device.leave(group, joined).await?)
     }
 
     async fn propose_remove(&mut self, group: &[u8], whom: Person) -> anyhow::Result<Option<u64>> {

@@ -16,6 +16,7 @@
 //! | [`plan`], [`report`] | which stacks play which roles; what came of it |
 
 pub mod conformance;
+mod contract_log;
 pub mod contract_member;
 pub mod engine;
 pub mod matrix;

@@ -153,6 +153,28 @@ impl Stack for OpenMls {
         Ok(sent.first().context("nothing was sent")?.accepted.seq)
     }
 
+    async fn send_twice(&mut self, group: &[u8], text: &str) -> anyhow::Result<[u64; 2]> {
+        let message = [(new_id(), text.as_bytes().to_vec())];
+        let mut seqs = [0; 2];
+        for seq in &mut seqs {
+            let sent = self.member.send(&name(group), &message).await?;
+            *seq = sent.first().context("nothing was sent")?.accepted.seq;
+        }
+        Ok(seqs)
+    }
+
+    async fn send_backwards(
+        &mut self,
+        _group: &[u8],
+        _texts: &[String],
+    ) -> anyhow::Result<Option<Vec<u64>>> {
+        Ok(None)
+    }
+
+    async fn leave(&mut self, group: &[u8]) -> anyhow::Result<u64> {
+        Ok(self.member.leave(&name(group)).await?)
+    }
+
     async fn propose_remove(
         &mut self,
         _group: &[u8],

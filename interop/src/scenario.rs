@@ -134,6 +134,45 @@ impl<'a> Cast<'a> {
         Ok(())
     }
 
+    /// A role says something twice over: the log has it once.
+    ///
+    /// # Errors
+    /// It has it twice.
+    pub async fn say_twice(&mut self, by: usize) -> Result<(), Stop> {
+        self.texts += 1;
+        let text = format!("text {} by role {by}, twice", self.texts);
+        let (member, group) = self.act(by)?;
+        let [first, second] = member.send_twice(&group, &text).await.context("send")?;
+        hold!(
+            first == second,
+            "the same message stands at {first} and at {second}"
+        );
+        self.said.push((first, text));
+        Ok(())
+    }
+
+    /// A role says three things, and the last one arrives first.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub async fn say_backwards(&mut self, by: usize) -> Result<(), Stop> {
+        let number = self.texts;
+        self.texts += 3;
+        let texts: Vec<String> = (number + 1..=number + 3)
+            .map(|number| format!("text {number} by role {by}"))
+            .collect();
+        let (member, group) = self.act(by)?;
+        let library = member.library();
+        let seqs = member
+            .send_backwards(&group, &texts)
+            .await
+            .context("send")?;
+        let seqs = seqs.ok_or_else(|| Stop::Unsupported(library.to_owned()))?;
+        hold!(seqs.is_sorted_by(|a, b| a > b), "the seqs are {seqs:?}");
+        self.said.extend(seqs.into_iter().zip(texts));
+        Ok(())
+    }
+
     /// These roles read to the end, and agree: on epoch, authenticator, exporter and members, who are exactly these.
     ///
     /// # Errors

@@ -22,12 +22,20 @@ pub struct Scenario {
 }
 
 /// Roles whose stack cannot do what they ask for, with the reason: checked both ways.
-pub const UNSUPPORTED: &[(&str, usize, &str, &str)] = &[(
-    "proposal by reference",
-    1,
-    "openmls",
-    "our client commits a removal and does not propose it",
-)];
+pub const UNSUPPORTED: &[(&str, usize, &str, &str)] = &[
+    (
+        "proposal by reference",
+        1,
+        "openmls",
+        "our client commits a removal and does not propose it",
+    ),
+    (
+        "messages out of order",
+        0,
+        "openmls",
+        "our client sends its messages in their order",
+    ),
+];
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
@@ -80,6 +88,21 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "message of the epoch before",
         roles: &["late speaker", "committer", "reader"],
         play: |m| Box::pin(window(m)),
+    },
+    Scenario {
+        name: "messages out of order",
+        roles: &["speaker", "reader", "reader"],
+        play: |m| Box::pin(out_of_order(m)),
+    },
+    Scenario {
+        name: "message sent twice",
+        roles: &["speaker", "reader"],
+        play: |m| Box::pin(twice(m)),
+    },
+    Scenario {
+        name: "leave",
+        roles: &["committer", "leaver", "member"],
+        play: |m| Box::pin(leave(m)),
     },
     Scenario {
         name: "proposal by reference",
@@ -253,6 +276,50 @@ async fn window(members: Vec<&mut Box<dyn Stack>>) -> Result<(), Stop> {
     cast.say(0).await?;
     cast.agree(&[0, 1, 2]).await?;
     cast.heard(&[0, 1, 2], 0)
+}
+
+async fn out_of_order(members: Vec<&mut Box<dyn Stack>>) -> Result<(), Stop> {
+    let mut cast = Cast::new(members).await?;
+    cast.add(0, &[1, 2]).await?;
+    cast.agree(&[0, 1, 2]).await?;
+    cast.say_backwards(0).await?;
+    cast.say(1).await?;
+    cast.agree(&[0, 1, 2]).await?;
+    cast.heard(&[0, 1, 2], 0)
+}
+
+async fn twice(members: Vec<&mut Box<dyn Stack>>) -> Result<(), Stop> {
+    let mut cast = Cast::new(members).await?;
+    cast.add(0, &[1]).await?;
+    cast.agree(&[0, 1]).await?;
+    for role in [0, 1, 0] {
+        cast.say_twice(role).await?;
+    }
+    cast.agree(&[0, 1]).await?;
+    cast.heard(&[0, 1], 0)?;
+    // Nothing else is in the log: neither has read more than the three.
+    for role in [0, 1] {
+        let (member, group) = cast.act(role)?;
+        hold!(member.texts(&group)?.len() == 3, "a text was read twice");
+    }
+    Ok(())
+}
+
+async fn leave(members: Vec<&mut Box<dyn Stack>>) -> Result<(), Stop> {
+    let mut cast = Cast::new(members).await?;
+    cast.add(0, &[1, 2]).await?;
+    cast.agree(&[0, 1, 2]).await?;
+    let (leaver, group) = cast.act(1)?;
+    leaver.leave(&group).await.context("leave")?;
+    // Whoever has read that commits it.
+    let (committer, group) = cast.act(0)?;
+    committer.sync(&group).await?;
+    let nobody = Change::default();
+    committer.commit(&group, &nobody).await.context("commit")?;
+    cast.agree(&[0, 2]).await?;
+    cast.say(2).await?;
+    cast.agree(&[0, 2]).await?;
+    cast.heard(&[0, 2], 0)
 }
 
 async fn proposal(members: Vec<&mut Box<dyn Stack>>) -> Result<(), Stop> {

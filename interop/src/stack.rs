@@ -71,6 +71,19 @@ pub trait Stack {
     /// Sends a text; its seq.
     async fn send(&mut self, group: &[u8], text: &str) -> anyhow::Result<u64>;
 
+    /// Sends a text and, as if the answer had not come, the same request again; both answers' seqs.
+    async fn send_twice(&mut self, group: &[u8], text: &str) -> anyhow::Result<[u64; 2]>;
+
+    /// Frames all texts and sends the last one first; their seqs. `None`: this stack's member keeps its messages in order.
+    async fn send_backwards(
+        &mut self,
+        group: &[u8],
+        texts: &[String],
+    ) -> anyhow::Result<Option<Vec<u64>>>;
+
+    /// Asks the others to remove it; the request's seq.
+    async fn leave(&mut self, group: &[u8]) -> anyhow::Result<u64>;
+
     /// Proposes to remove a member, by reference; the proposal's seq. `None`: this stack's member does not do that.
     async fn propose_remove(&mut self, group: &[u8], whom: Person) -> anyhow::Result<Option<u64>>;
 

@@ -11,10 +11,10 @@ use chancery_proto::{
     delivery::v1::{
         AckWelcomesRequest, ClaimKeyPackagesRequest, ClaimOutcome, CreateGroupRequest, Entry,
         FetchPayloadRequest, FetchTreeRequest, GetGroupInfoRequest, GetGroupInfoResponse,
-        ListWelcomesRequest, PublishKeyPackagesRequest, ReadLogRequest, RequiredCapabilities,
-        SendMessageRequest, SendMessageResponse, SubmitCommitRequest, SubmitCommitResponse,
-        TreeUpdate, Welcome, WelcomeRef, delivery_service_client::DeliveryServiceClient,
-        entry::Body,
+        LeaveGroupRequest, ListWelcomesRequest, PublishKeyPackagesRequest, ReadLogRequest,
+        RequiredCapabilities, SendMessageRequest, SendMessageResponse, SubmitCommitRequest,
+        SubmitCommitResponse, TreeUpdate, Welcome, WelcomeRef,
+        delivery_service_client::DeliveryServiceClient, entry::Body,
     },
     policy::POLICY_EXTENSION,
     signed,
@@ -28,6 +28,9 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 use uuid::Uuid;
+
+/// How long a leave request stands.
+const LEAVE_SECONDS: i64 = 86_400;
 
 /// Who somebody is: user and device of one domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -321,6 +324,31 @@ impl Device {
     ) -> Result<SendMessageResponse, Status> {
         let request = self.by(request)?;
         Ok(self.delivery.send_message(request).await?.into_inner())
+    }
+
+    /// Asks the others to remove this device from a membership that began at `joined_seq`; the request's seq.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub async fn leave(&mut self, group: &[u8], joined_seq: u64) -> Result<u64, Status> {
+        let expires_at = now() + LEAVE_SECONDS;
+        let content = signed::leave(
+            (&self.domain, group),
+            (&self.domain, self.person.device.as_bytes()),
+            joined_seq,
+            expires_at,
+        );
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8);
+        let pair = pair.map_err(|_| Status::internal("the key"))?;
+        let signature = pair.sign(&signed::to_be_signed(signed::LEAVE, &content));
+        let request = self.by(LeaveGroupRequest {
+            group: group_ref(&self.domain, group),
+            message_id: Uuid::new_v4().as_bytes().to_vec().into(),
+            joined_seq,
+            expires_at,
+            signature: signature.as_ref().to_vec().into(),
+        })?;
+        Ok(self.delivery.leave_group(request).await?.into_inner().seq)
     }
 
     /// Entries after a seq, with their payloads.
