@@ -11,6 +11,7 @@
 //! | [`scenario`], [`scenarios`] | a scenario's cast and its checks; the scenarios |
 //! | [`conformance`] | the contract rule by rule, against any server |
 //! | [`matrix`] | every scenario with every assignment |
+//! | [`large`] | one large group of all stacks |
 //! | [`mls_client`] | the working group's own test protocol: servers over openmls and mls-rs |
 //! | [`runner`] | its scripts, with every assignment of servers to actors |
 //! | [`plan`], [`report`] | which stacks play which roles; what came of it |
@@ -19,6 +20,7 @@ pub mod conformance;
 mod contract_log;
 pub mod contract_member;
 pub mod engine;
+pub mod large;
 pub mod matrix;
 pub mod mls_client;
 pub mod mls_rs_engine;

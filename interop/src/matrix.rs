@@ -25,6 +25,38 @@ pub const SUITES: [u16; 2] = [1, 3];
 /// The most roles that a scenario has.
 const ROLES: usize = 4;
 
+/// Enrolls a member of a stack.
+///
+/// # Errors
+/// A service refuses.
+pub async fn enroll(
+    world: &World,
+    stack: &str,
+    handle: &str,
+    suite: u16,
+) -> anyhow::Result<Box<dyn Stack>> {
+    let context = || format!("{handle} enrolls");
+    Ok(match stack {
+        "openmls" => {
+            let member = OpenMls::enroll(world, handle, suite).await;
+            Box::new(member.with_context(context)?)
+        }
+        "mls-rs" => {
+            let start = mls_rs_engine::start;
+            let member = ContractMember::enroll(world, handle, suite, start).await;
+            Box::new(member.with_context(context)?)
+        }
+        _ => {
+            let start = |suite: u16, identity: &Identity<'_>| {
+                let engine = TsMls::start(suite, identity)?;
+                Ok(Box::new(engine) as Box<dyn Engine>)
+            };
+            let member = ContractMember::enroll(world, handle, suite, start).await;
+            Box::new(member.with_context(context)?)
+        }
+    })
+}
+
 /// Enrolled members: one of each stack for each role.
 struct Ensemble {
     members: Vec<Vec<Box<dyn Stack>>>,
@@ -37,26 +69,7 @@ impl Ensemble {
             let mut of_role: Vec<Box<dyn Stack>> = Vec::new();
             for stack in stacks {
                 let handle = format!("{stack}-{suite}-{role}");
-                let context = || format!("{handle} enrolls");
-                of_role.push(match *stack {
-                    "openmls" => {
-                        let member = OpenMls::enroll(world, &handle, suite).await;
-                        Box::new(member.with_context(context)?)
-                    }
-                    "mls-rs" => {
-                        let start = mls_rs_engine::start;
-                        let member = ContractMember::enroll(world, &handle, suite, start).await;
-                        Box::new(member.with_context(context)?)
-                    }
-                    _ => {
-                        let start = |suite: u16, identity: &Identity<'_>| {
-                            let engine = TsMls::start(suite, identity)?;
-                            Ok(Box::new(engine) as Box<dyn Engine>)
-                        };
-                        let member = ContractMember::enroll(world, &handle, suite, start).await;
-                        Box::new(member.with_context(context)?)
-                    }
-                });
+                of_role.push(enroll(world, stack, &handle, suite).await?);
             }
             members.push(of_role);
         }
@@ -78,6 +91,13 @@ pub fn skipped() -> Vec<(&'static str, String)> {
     ts.into_iter().collect()
 }
 
+/// Every stack that can take part on this machine.
+pub fn taking_part() -> Vec<&'static str> {
+    let skipped = skipped();
+    let taking_part = |stack: &&str| skipped.iter().all(|(name, _)| name != stack);
+    STACKS.into_iter().filter(taking_part).collect()
+}
+
 /// Why this assignment is known not to work.
 fn known(scenario: &Scenario, stacks: &[&str]) -> Option<&'static str> {
     UNSUPPORTED
@@ -93,9 +113,7 @@ fn known(scenario: &Scenario, stacks: &[&str]) -> Option<&'static str> {
 /// # Errors
 /// The services do not start, or nobody can enroll.
 pub async fn play(only: &str, mut seen: impl FnMut(&Run)) -> anyhow::Result<Vec<Run>> {
-    let skipped = skipped();
-    let taking_part = |stack: &&str| skipped.iter().all(|(name, _)| name != stack);
-    let taking: Vec<&'static str> = STACKS.into_iter().filter(taking_part).collect();
+    let taking = taking_part();
     let world = World::start().await?;
     let mut runs = Vec::new();
     for suite in SUITES {

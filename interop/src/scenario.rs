@@ -98,7 +98,18 @@ impl<'a> Cast<'a> {
     /// # Errors
     /// It cannot.
     pub async fn remove(&mut self, by: usize, whom: usize) -> Result<(), Stop> {
-        let remove = vec![self.person(whom)?];
+        self.remove_all(by, &[whom]).await
+    }
+
+    /// A role removes others in one Commit.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub async fn remove_all(&mut self, by: usize, whom: &[usize]) -> Result<(), Stop> {
+        let remove = whom
+            .iter()
+            .map(|role| self.person(*role))
+            .collect::<Result<Vec<_>, _>>()?;
         let (member, group) = self.act(by)?;
         let change = Change {
             add: Vec::new(),

@@ -5,7 +5,7 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, tim
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use interop::{
-    matrix,
+    large, matrix,
     mls_client::{self, mls_rs_peer::MlsRsPeer, openmls_peer::OpenMlsPeer},
     report::{self, Outcome, Part, Run},
     runner::{
@@ -81,6 +81,9 @@ struct Play {
     /// Only scenarios and scripts whose name holds this
     #[arg(long, default_value = "")]
     only: String,
+    /// Members of the large mixed group of the live part; 0: none
+    #[arg(long, default_value_t = 200)]
+    members: usize,
     /// A server of the mls_client protocol to play with (again for more)
     #[arg(long, value_name = "NAME=HOST:PORT", value_parser = peer)]
     peer: Vec<(String, String)>,
@@ -219,6 +222,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     let (mut runs, mut skipped) = (Vec::new(), Vec::new());
     if plays(Which::Live) {
         runs.extend(matrix::play(&play.only, tell).await?);
+        if play.members > 1 && large::NAME.contains(&play.only) {
+            let run = large::play(play.members).await?;
+            tell(&run);
+            runs.push(run);
+        }
         say(&format!("\n{}", report::table(Part::Live, &runs)));
         skipped = matrix::skipped();
     }
