@@ -8,6 +8,7 @@
 //! | [`openmls_member`] | our client as a member |
 //! | [`contract_member`] | a member on the contract alone, on any [`engine`] |
 //! | [`mls_rs_engine`], [`ts_engine`] | mls-rs; ts-mls in a Node process |
+//! | [`ts_member`], [`node_process`] | a member that is a Node program of its own |
 //! | [`scenario`], [`scenarios`] | a scenario's cast and its checks; the scenarios |
 //! | [`conformance`] | the contract rule by rule, against any server |
 //! | [`matrix`] | every scenario with every assignment |
@@ -24,6 +25,7 @@ pub mod large;
 pub mod matrix;
 pub mod mls_client;
 pub mod mls_rs_engine;
+pub mod node_process;
 pub mod openmls_member;
 pub mod plan;
 pub mod report;
@@ -32,5 +34,6 @@ pub mod scenario;
 pub mod scenarios;
 pub mod stack;
 pub mod ts_engine;
+pub mod ts_member;
 pub mod wire;
 pub mod world;

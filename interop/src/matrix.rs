@@ -6,15 +6,14 @@ use anyhow::Context as _;
 
 use crate::{
     contract_member::ContractMember,
-    engine::{Engine, Identity},
-    mls_rs_engine,
+    mls_rs_engine, node_process,
     openmls_member::OpenMls,
     plan::assignments,
     report::{Outcome, Part, Run},
     scenario::Stop,
     scenarios::{SCENARIOS, Scenario, UNSUPPORTED},
     stack::Stack,
-    ts_engine::{self, TsMls},
+    ts_member::TsMember,
     world::World,
 };
 
@@ -47,11 +46,7 @@ pub async fn enroll(
             Box::new(member.with_context(context)?)
         }
         _ => {
-            let start = |suite: u16, identity: &Identity<'_>| {
-                let engine = TsMls::start(suite, identity)?;
-                Ok(Box::new(engine) as Box<dyn Engine>)
-            };
-            let member = ContractMember::enroll(world, handle, suite, start).await;
+            let member = TsMember::enroll(world, handle, suite).await;
             Box::new(member.with_context(context)?)
         }
     })
@@ -87,7 +82,7 @@ impl Ensemble {
 
 /// Stacks that cannot take part on this machine, with the reason.
 pub fn skipped() -> Vec<(&'static str, String)> {
-    let ts = ts_engine::missing().map(|why| ("ts-mls", why));
+    let ts = node_process::missing().map(|why| ("ts-mls", why));
     ts.into_iter().collect()
 }
 

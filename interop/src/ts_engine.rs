@@ -1,37 +1,17 @@
-//! ts-mls in a Node process (`interop/ts/peer.mjs`): one JSON line there, one back.
+//! ts-mls as an engine (`interop/ts/peer.mjs`): somebody else speaks to the services.
 
-use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-};
-
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, Epoch, Identity, Made, Processed, Secrets};
+use crate::{
+    engine::{Engine, Epoch, Identity, Made, Processed, Secrets},
+    node_process::NodeProcess,
+};
 
-/// A Node process.
+/// ts-mls for one device.
 pub struct TsMls {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    process: NodeProcess,
     grease: bool,
-}
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("ts")
-}
-
-/// Why ts-mls cannot take part here.
-pub fn missing() -> Option<String> {
-    let node = Command::new("node").arg("--version").output();
-    if !node.is_ok_and(|output| output.status.success()) {
-        return Some("Node is not installed".to_owned());
-    }
-    let modules = folder().join("node_modules/ts-mls");
-    let why = format!("run `npm ci` in {}", folder().display());
-    (!modules.exists()).then_some(why)
 }
 
 fn bytes(value: &Value, field: &str) -> anyhow::Result<Vec<u8>> {
@@ -65,17 +45,8 @@ impl TsMls {
     /// # Errors
     /// Node does not start.
     pub fn start(suite: u16, identity: &Identity<'_>) -> anyhow::Result<Self> {
-        let mut child = Command::new("node")
-            .arg("peer.mjs")
-            .current_dir(folder())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("node")?;
         let mut engine = Self {
-            stdin: child.stdin.take().context("no stdin")?,
-            stdout: BufReader::new(child.stdout.take().context("no stdout")?),
-            child,
+            process: NodeProcess::start("peer.mjs")?,
             grease: false,
         };
         engine.ask(json!({
@@ -106,23 +77,7 @@ impl TsMls {
     }
 
     fn ask(&mut self, request: Value) -> anyhow::Result<Value> {
-        writeln!(self.stdin, "{request}")?;
-        self.stdin.flush()?;
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        let mut answer: Value = serde_json::from_str(&line).context("the Node process ended")?;
-        if let Some(error) = answer["error"].as_str() {
-            bail!("ts-mls: {error}");
-        }
-        Ok(answer["ok"].take())
-    }
-}
-
-impl Drop for TsMls {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
+        self.process.ask(&request)
     }
 }
 

@@ -4,11 +4,11 @@
 use interop::{
     contract_member::ContractMember,
     engine::{Engine, Identity},
-    matrix, mls_rs_engine,
+    matrix, mls_rs_engine, node_process,
     openmls_member::OpenMls,
     report::{Outcome, Run},
     stack::{Change, Stack as _},
-    ts_engine::{self, TsMls},
+    ts_engine::TsMls,
     world::World,
 };
 
@@ -46,7 +46,7 @@ async fn a_last_resort_serves_again_and_again() {
 /// client leaves that device out and says why.
 #[tokio::test(flavor = "multi_thread")]
 async fn grease_passes_the_server_and_mls_rs_and_our_client_says_why_not() {
-    if let Some(why) = ts_engine::missing() {
+    if let Some(why) = node_process::missing() {
         eprintln!("SKIPPED: ts-mls: {why}");
         return;
     }
@@ -80,7 +80,7 @@ async fn grease_passes_the_server_and_mls_rs_and_our_client_says_why_not() {
 /// A fault of ts-mls that its peer works around: when this fails, upstream has mended it, and the workaround goes.
 #[test]
 fn ts_mls_still_leaves_the_length_out_of_external_pub() {
-    if let Some(why) = ts_engine::missing() {
+    if let Some(why) = node_process::missing() {
         eprintln!("SKIPPED: ts-mls: {why}");
         return;
     }
