@@ -11,10 +11,42 @@ use uuid::Uuid;
 
 use crate::{error::Error, keys::Keys};
 
-/// RFC 8446 SignatureScheme of Ed25519.
-pub const ED25519_SCHEME: u32 = 0x0807;
+/// A signature scheme that certificates are issued for: RFC 8446 section 4.2.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// 0x0807. The key that the device is known by: of its tokens, and of suites 1 and 3.
+    Ed25519,
+    /// 0x0403, for suite 2.
+    P256,
+}
 
-/// A signing request whose own signature verifies, with an Ed25519 key.
+impl Scheme {
+    /// In the order that a device's certificates come in.
+    pub const ALL: [Self; 2] = [Self::Ed25519, Self::P256];
+
+    /// Its code.
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Ed25519 => 0x0807,
+            Self::P256 => 0x0403,
+        }
+    }
+
+    /// The scheme with this code, if certificates are issued for it.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| u32::from(s.code()) == code)
+    }
+
+    /// Key algorithm, and length of a raw key.
+    fn key(self) -> (&'static rcgen::SignatureAlgorithm, usize) {
+        match self {
+            Self::Ed25519 => (&rcgen::PKCS_ED25519, 32),
+            Self::P256 => (&rcgen::PKCS_ECDSA_P256_SHA256, 65),
+        }
+    }
+}
+
+/// A signing request whose own signature verifies, with a key of the scheme.
 #[derive(Debug)]
 pub struct SigningRequest {
     params: CertificateSigningRequestParams,
@@ -25,15 +57,18 @@ impl SigningRequest {
     ///
     /// # Errors
     /// `MALFORMED`.
-    pub fn parse(der: &[u8]) -> Result<Self, Error> {
+    pub fn parse(der: &[u8], scheme: Scheme) -> Result<Self, Error> {
         let der = CertificateSigningRequestDer::from(der.to_vec());
         let params = CertificateSigningRequestParams::from_der(&der)
             .map_err(|error| Error::malformed("credentials.csr", error))?;
-        if params.public_key.algorithm() != &rcgen::PKCS_ED25519 {
-            return Err(Error::malformed("credentials.csr", "not an Ed25519 key"));
-        }
-        if params.public_key.der_bytes().len() != 32 {
-            return Err(Error::malformed("credentials.csr", "not a 32 byte key"));
+        let (algorithm, length) = scheme.key();
+        if params.public_key.algorithm() != algorithm
+            || params.public_key.der_bytes().len() != length
+        {
+            return Err(Error::malformed(
+                "credentials.csr",
+                "not a key of the credential's scheme",
+            ));
         }
         Ok(Self { params })
     }
@@ -112,11 +147,17 @@ mod tests {
 
     #[test]
     fn a_request_gets_what_the_profile_says_and_nothing_that_it_asks_for() {
+        for scheme in Scheme::ALL {
+            gets_what_the_profile_says(scheme);
+        }
+    }
+
+    fn gets_what_the_profile_says(scheme: Scheme) {
         let dir = tempfile::tempdir().unwrap();
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let keys = Keys::load_or_make(dir.path(), "a.example", now.unix_timestamp()).unwrap();
-        let (key, csr) = request(&PKCS_ED25519, true);
-        let csr = SigningRequest::parse(&csr).unwrap();
+        let (key, csr) = request(scheme.key().0, true);
+        let csr = SigningRequest::parse(&csr, scheme).unwrap();
         assert_eq!(csr.public_key(), key.public_key_raw());
         let subject = Subject {
             domain: "a.example",
@@ -144,12 +185,12 @@ mod tests {
     #[test]
     fn requests_that_are_damaged_or_of_another_kind_are_malformed() {
         let (_, csr) = request(&PKCS_ECDSA_P256_SHA256, false);
-        assert!(SigningRequest::parse(&csr).is_err());
+        assert!(SigningRequest::parse(&csr, Scheme::Ed25519).is_err());
         let (_, mut csr) = request(&PKCS_ED25519, false);
         let last = csr.len() - 1;
         csr[last] ^= 1;
-        assert!(SigningRequest::parse(&csr).is_err());
-        assert!(SigningRequest::parse(&csr[..20]).is_err());
-        assert!(SigningRequest::parse(b"").is_err());
+        assert!(SigningRequest::parse(&csr, Scheme::Ed25519).is_err());
+        assert!(SigningRequest::parse(&csr[..20], Scheme::Ed25519).is_err());
+        assert!(SigningRequest::parse(b"", Scheme::Ed25519).is_err());
     }
 }

@@ -165,7 +165,11 @@ fn shown_device(domain: &str, device: Device, now: OffsetDateTime) -> v1::Device
         }),
         name: device.name,
         state: state.into(),
-        certificates: vec![device.certificate.into()],
+        certificates: [vec![device.certificate], device.other_certificates]
+            .concat()
+            .into_iter()
+            .map(Into::into)
+            .collect(),
         enrolled_at: device.enrolled_at.unix_timestamp(),
     }
 }

@@ -11,7 +11,7 @@ use time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    credentials::{self, ED25519_SCHEME, SigningRequest, Subject},
+    credentials::{self, Scheme, SigningRequest, Subject},
     error::Error,
     node::Node,
     store::{self, invitations::Invitation},
@@ -23,9 +23,10 @@ struct Prepared {
     code_hash: [u8; 32],
     /// Of everything that must be the same in a repeat.
     enroll_hash: [u8; 32],
-    request: SigningRequest,
-    scheme: i32,
-    proof_time: i64,
+    /// The Ed25519 key first.
+    requests: Vec<(Scheme, SigningRequest)>,
+    /// Of each proof.
+    proof_times: Vec<i64>,
     device_name: String,
 }
 
@@ -66,45 +67,63 @@ fn prepare(node: &Node, request: &EnrollRequest) -> Result<Prepared, Error> {
     };
     Error::within("name_bytes", limits.name_bytes, code.len())?;
     Error::within("name_bytes", limits.name_bytes, request.device_name.len())?;
-    let [credential] = request.credentials.as_slice() else {
-        return Err(Error::malformed("credentials", "exactly one is expected"));
-    };
-    Error::within("csr_bytes", limits.csr_bytes, credential.csr.len())?;
-    if credential.scheme != ED25519_SCHEME {
-        return Err(Error::refused(
-            Reason::UnknownValue,
-            "the signature scheme is not known",
+    if request.credentials.len() > Scheme::ALL.len() {
+        return Err(Error::malformed("credentials", "one for each scheme"));
+    }
+    let mut requests: Vec<(Scheme, SigningRequest)> = Vec::new();
+    for credential in &request.credentials {
+        let (scheme, signing) = proved(node, code, credential)?;
+        if requests.iter().any(|(known, _)| *known == scheme) {
+            return Err(Error::malformed("credentials", "one for each scheme"));
+        }
+        requests.push((scheme, signing));
+    }
+    if requests.first().map(|(scheme, _)| *scheme) != Some(Scheme::Ed25519) {
+        return Err(Error::malformed(
+            "credentials",
+            "an Ed25519 key comes first",
         ));
     }
-    let signing = SigningRequest::parse(&credential.csr)?;
+    let times = request.credentials.iter();
+    Ok(Prepared {
+        code_hash: code_hash(code),
+        enroll_hash: enroll_hash(&request.credentials),
+        requests,
+        proof_times: times.map(|credential| credential.proof_time).collect(),
+        device_name: request.device_name.trim().to_owned(),
+    })
+}
+
+/// A signing request whose key proved that it knows the invitation.
+fn proved(
+    node: &Node,
+    code: &str,
+    credential: &Credential,
+) -> Result<(Scheme, SigningRequest), Error> {
+    let limits = &node.config.limits;
+    Error::within("csr_bytes", limits.csr_bytes, credential.csr.len())?;
+    let scheme = Scheme::from_code(credential.scheme)
+        .ok_or_else(|| Error::refused(Reason::UnknownValue, "the signature scheme is not known"))?;
+    let signing = SigningRequest::parse(&credential.csr, scheme)?;
     let content = signed::enroll(
         &node.config.domain,
         code,
         &credential.csr,
         credential.proof_time,
     );
-    if !signed::verify(
-        signing.public_key(),
-        signed::ENROLL,
-        &content,
-        &credential.proof,
-    ) {
+    let key = signing.public_key();
+    if !signed::verify(key, signed::ENROLL, &content, &credential.proof) {
         return Err(proof_invalid());
     }
-    Ok(Prepared {
-        code_hash: code_hash(code),
-        enroll_hash: enroll_hash(credential),
-        request: signing,
-        scheme: i32::try_from(credential.scheme).unwrap_or_default(),
-        proof_time: credential.proof_time,
-        device_name: request.device_name.trim().to_owned(),
-    })
+    Ok((scheme, signing))
 }
 
-fn enroll_hash(credential: &Credential) -> [u8; 32] {
+fn enroll_hash(credentials: &[Credential]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(Sha256::digest(&credential.csr));
-    hash.update(Sha256::digest(&credential.proof));
+    for credential in credentials {
+        hash.update(Sha256::digest(&credential.csr));
+        hash.update(Sha256::digest(&credential.proof));
+    }
     hash.finalize().into()
 }
 
@@ -127,8 +146,9 @@ async fn in_tx(
         return repeat(tx, node, prepared, hash, *device).await;
     }
     let leeway = i64::from(node.config.clock_leeway_seconds);
-    let age = invitation.now.unix_timestamp() - prepared.proof_time;
-    if invitation.expires_at < invitation.now || age.abs() > leeway {
+    let now = invitation.now.unix_timestamp();
+    let mut times = prepared.proof_times.iter();
+    if invitation.expires_at < invitation.now || times.any(|time| (now - time).abs() > leeway) {
         return Err(proof_invalid());
     }
     new_device(tx, node, prepared, &invitation).await
@@ -155,7 +175,7 @@ async fn repeat(
         node,
         device.user,
         device.id,
-        device.certificate,
+        [vec![device.certificate], device.other_certificates].concat(),
         true,
     ))
 }
@@ -190,34 +210,31 @@ async fn new_device(
         device,
     };
     let lifetime = Duration::days(node.config.certificate_lifetime_days.into());
-    let (certificate, not_after) = credentials::issue(
-        &node.keys,
-        &prepared.request,
-        subject,
-        invitation.now,
-        lifetime,
-    )?;
     store::devices::insert(tx, device, user, &prepared.device_name, invitation.now).await?;
-    let key = prepared.request.public_key();
-    if !store::devices::insert_key(tx, device, key, prepared.scheme, &certificate, not_after)
-        .await?
-    {
-        return Err(Error::refused(
-            Reason::KeyInUse,
-            "this key belongs to a device already",
-        ));
+    let mut certificates = Vec::new();
+    for (scheme, request) in &prepared.requests {
+        let (certificate, not_after) =
+            credentials::issue(&node.keys, request, subject, invitation.now, lifetime)?;
+        let (key, code) = (request.public_key(), scheme.code().into());
+        if !store::devices::insert_key(tx, device, key, code, &certificate, not_after).await? {
+            return Err(Error::refused(
+                Reason::KeyInUse,
+                "this key belongs to a device already",
+            ));
+        }
+        certificates.push(certificate);
     }
     store::invitations::mark_used(tx, &prepared.code_hash, &prepared.enroll_hash, device).await?;
     let actor = format!("user:{user}");
     store::feed::audit(tx, &actor, "enroll", &format!("device:{device}")).await?;
-    Ok(answer(node, user, device, certificate, false))
+    Ok(answer(node, user, device, certificates, false))
 }
 
 fn answer(
     node: &Node,
     user: Uuid,
     device: Uuid,
-    certificate: Vec<u8>,
+    certificates: Vec<Vec<u8>>,
     replayed: bool,
 ) -> EnrollResponse {
     let domain = &node.config.domain;
@@ -230,7 +247,7 @@ fn answer(
             domain: domain.clone(),
             id: device.as_bytes().to_vec().into(),
         }),
-        certificates: vec![certificate.into()],
+        certificates: certificates.into_iter().map(Into::into).collect(),
         replayed,
     }
 }

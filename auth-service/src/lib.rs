@@ -50,11 +50,19 @@ pub use config::Config;
 /// The schema, in order.
 pub const MIGRATIONS: Migrations = Migrations {
     service: "auth-service",
-    steps: &[Step {
-        name: "V1__initial",
-        sql: include_str!("../migrations/V1__initial.sql"),
-        oldest_binary: 1,
-    }],
+    steps: &[
+        Step {
+            name: "V1__initial",
+            sql: include_str!("../migrations/V1__initial.sql"),
+            oldest_binary: 1,
+        },
+        // A binary before it takes a device's second key for a second device.
+        Step {
+            name: "V2__p256_keys",
+            sql: include_str!("../migrations/V2__p256_keys.sql"),
+            oldest_binary: 2,
+        },
+    ],
 };
 
 /// Where a node listens.

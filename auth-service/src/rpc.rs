@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     caller::{self, Caller},
-    credentials::ED25519_SCHEME,
+    credentials::Scheme,
     directory, enroll,
     error::{Error, status},
     feed::micros,
@@ -59,7 +59,7 @@ impl Rpc {
             roots: vec![certificate(&keys.root_der)?],
             intermediates: vec![certificate(&keys.intermediate_der)?],
             token_keys_jwks: keys.jwks(),
-            credential_schemes: vec![ED25519_SCHEME],
+            credential_schemes: Scheme::ALL.map(|scheme| scheme.code().into()).to_vec(),
             token_algorithms: vec!["EdDSA".into()],
             enrollment_methods: vec!["invitation".into()],
             certificate_lifetime_seconds: u64::from(config.certificate_lifetime_days) * 86_400,

@@ -7,6 +7,7 @@ use chancery_proto::{
     auth::v1::*,
     certificate::read_device,
     common::v1::Reason,
+    signed,
     token::{self, thumbprint},
 };
 use ring::signature::KeyPair as _;
@@ -43,6 +44,80 @@ async fn an_invitation_becomes_a_device_whose_certificate_verifies() {
     assert_eq!(seen.user.as_bytes(), device.user.id.as_ref());
     assert_eq!(seen.device.as_bytes(), device.device.id.as_ref());
     assert_eq!(seen.public_key, device.key.pair.public_key().as_ref());
+}
+
+fn p256_credential(code: &str, time: i64) -> Credential {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    let content = signed::enroll(DOMAIN, code, csr.der(), time);
+    let proof = signed::to_be_signed(signed::ENROLL, &content);
+    Credential {
+        scheme: 0x0403,
+        csr: csr.der().to_vec().into(),
+        proof: rcgen::SigningKey::sign(&key, &proof).unwrap().into(),
+        proof_time: time,
+    }
+}
+
+#[tokio::test]
+async fn a_device_has_a_certificate_for_each_scheme_and_is_one_device() {
+    let world = World::start(1, &[]).await;
+    let code = world.invite("alice").await;
+    let key = Key::new();
+    let mut request = key.request(&code, now());
+    request.credentials.push(p256_credential(&code, now()));
+    let first = enroll(&world, request.clone()).await.unwrap();
+    let again = enroll(&world, request.clone()).await.unwrap();
+    assert!(again.replayed);
+    assert_eq!(first.certificates, again.certificates);
+    let anchors = world.anchors().await;
+    let seen: Vec<_> = first
+        .certificates
+        .iter()
+        .map(|der| anchors.verify_device(der, now()).unwrap())
+        .collect();
+    assert_eq!(seen[0].public_key, key.pair.public_key().as_ref());
+    assert_eq!(seen[1].public_key.len(), 65);
+    assert_eq!(
+        (seen[0].user, seen[0].device),
+        (seen[1].user, seen[1].device)
+    );
+}
+
+#[tokio::test]
+async fn the_device_key_comes_first_and_each_key_proves_itself() {
+    let world = World::start(1, &[]).await;
+    let code = world.invite("alice").await;
+    let whole = {
+        let mut request = Key::new().request(&code, now());
+        request.credentials.push(p256_credential(&code, now()));
+        request
+    };
+    let spoil = |change: fn(&mut Vec<Credential>)| {
+        let mut request = whole.clone();
+        change(&mut request.credentials);
+        request
+    };
+    for (request, reason) in [
+        (spoil(|c| c.swap(0, 1)), Reason::Malformed),
+        (spoil(|c| drop(c.remove(0))), Reason::Malformed),
+        (spoil(Vec::clear), Reason::Malformed),
+        (spoil(|c| c.push(c[1].clone())), Reason::Malformed),
+        (spoil(|c| c[1] = c[0].clone()), Reason::Malformed),
+        (spoil(|c| c[1].scheme = 0x0807), Reason::Malformed),
+        (spoil(|c| c[1].scheme = 0x0503), Reason::UnknownValue),
+        (
+            spoil(|c| c[1].proof = c[0].proof.clone()),
+            Reason::ProofInvalid,
+        ),
+        (spoil(|c| c[1].proof_time -= 1), Reason::ProofInvalid),
+    ] {
+        assert_eq!(enroll(&world, request).await.unwrap_err(), reason);
+    }
+    // Nothing of that used the invitation up.
+    enroll(&world, whole).await.unwrap();
 }
 
 #[tokio::test]
@@ -108,7 +183,7 @@ async fn what_does_not_hold_up_enrols_nobody_and_uses_nothing() {
             Reason::ProofInvalid,
         ),
         (
-            with(&|r| r.credentials[0].scheme = 0x0403),
+            with(&|r| r.credentials[0].scheme = 0x0503),
             Reason::UnknownValue,
         ),
         (

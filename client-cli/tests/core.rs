@@ -95,6 +95,7 @@ impl Authority {
                 },
                 certificate: certificate.der().to_vec(),
                 pkcs8: Zeroizing::new(key.serialize_der()),
+                p256: None,
             },
             trust: self.trust.clone(),
             _folder: folder,
@@ -124,14 +125,10 @@ impl Member {
 
     fn key_package(&mut self) -> Vec<u8> {
         self.step(|step, context| {
+            let key = context.identity.leaf_key(group::SUITES[0])?;
             let made = KeyPackage::builder()
                 .leaf_node_capabilities(group::capabilities())
-                .build(
-                    group::SUITES[0],
-                    step.provider(),
-                    context.identity,
-                    context.identity.credential()?,
-                )
+                .build(group::SUITES[0], step.provider(), &key, key.credential())
                 .unwrap();
             Ok(MlsMessageOut::from(made.key_package().clone())
                 .to_bytes()
@@ -343,9 +340,12 @@ fn lie(
                 .propose_removals(out)
                 .load_psks(provider.storage())
                 .unwrap()
-                .build(provider.rand(), provider.crypto(), context.identity, |_| {
-                    true
-                })
+                .build(
+                    provider.rand(),
+                    provider.crypto(),
+                    &context.identity.leaf_key(group::SUITES[0])?,
+                    |_| true,
+                )
                 .unwrap()
                 .stage_commit(provider)
                 .unwrap();

@@ -114,11 +114,11 @@ impl ContractMember {
     ) -> anyhow::Result<Self> {
         let code = world.invite(handle).await?;
         let device = Device::enroll(&world.place(), code, handle).await?;
-        let seed = device.seed()?;
+        let key = device.leaf_key(suite);
         let identity = Identity {
-            certificate: &device.certificate,
-            seed: &seed,
-            public_key: &device.public_key,
+            certificate: &key.certificate,
+            secret: &key.secret,
+            public_key: &key.public_key,
         };
         let engine = start(suite, &identity)?;
         let mut member = Self {
@@ -362,7 +362,7 @@ impl Stack for ContractMember {
 
     async fn leave(&mut self, group: &[u8]) -> anyhow::Result<u64> {
         let joined = self.known(group)?.joined_seq;
-        Ok(self.device.leave(group, joined).await?)
+        Ok(self.device.leave(group, self.suite, joined).await?)
     }
 
     async fn propose_remove(&mut self, group: &[u8], whom: Person) -> anyhow::Result<Option<u64>> {

@@ -50,8 +50,8 @@ pub struct Secrets {
 pub struct Identity<'a> {
     /// Its one leaf certificate, DER.
     pub certificate: &'a [u8],
-    /// Seed of its Ed25519 key.
-    pub seed: &'a [u8],
+    /// Its secret key: an Ed25519 seed, or a P-256 scalar.
+    pub secret: &'a [u8],
     /// Its raw public key.
     pub public_key: &'a [u8],
 }

@@ -19,8 +19,8 @@ use crate::{
 
 /// Every stack.
 pub const STACKS: [&str; 3] = ["openmls", "mls-rs", "ts-mls"];
-/// Suites that both stacks have and a certificate fits: RFC 9420 section 17.1.
-pub const SUITES: [u16; 2] = [1, 3];
+/// Suites that every stack has: RFC 9420 section 17.1.
+pub const SUITES: [u16; 3] = [1, 2, 3];
 /// The most roles that a scenario has.
 const ROLES: usize = 4;
 

@@ -126,8 +126,12 @@ pub fn start(suite: u16, identity: &Identity<'_>) -> anyhow::Result<Box<dyn Engi
     let chain = CertificateChain::from(vec![identity.certificate.to_vec()]);
     let signing =
         SigningIdentity::new(Credential::X509(chain), identity.public_key.to_vec().into());
-    // It wants seed and public key, one after the other.
-    let secret = SignatureSecretKey::new([identity.seed, identity.public_key].concat());
+    // Of Ed25519 it wants seed and public key, one after the other.
+    let secret = match suite {
+        CipherSuite::P256_AES128 => identity.secret.to_vec(),
+        _ => [identity.secret, identity.public_key].concat(),
+    };
+    let secret = SignatureSecretKey::new(secret);
     let rules = DefaultMlsRules::new()
         .with_commit_options(
             CommitOptions::new()

@@ -53,7 +53,7 @@ impl TsMls {
             "do": "start",
             "suite": suite,
             "certificate": hex::encode(identity.certificate),
-            "seed": hex::encode(identity.seed),
+            "secret": hex::encode(identity.secret),
             "public_key": hex::encode(identity.public_key),
         }))?;
         Ok(engine)

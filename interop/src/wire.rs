@@ -1,6 +1,6 @@
 //! A device on the wire contract alone: what any client, in any language, has to do. It knows no MLS library.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use chancery_proto::{
     auth::v1::{
         Credential, EnrollRequest, GetServiceInfoRequest, IssueTokenRequest,
@@ -21,8 +21,7 @@ use chancery_proto::{
     token::{ASSERTION_TYPE, AssertionClaims, sign},
     tree::Tree,
 };
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
-use ring::signature::Ed25519KeyPair;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SigningKey as _};
 use tonic::{
     Request, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -61,18 +60,42 @@ impl Person {
     }
 }
 
+/// A key of a device, with its certificate.
+pub struct LeafKey {
+    /// DER.
+    pub certificate: Vec<u8>,
+    /// Raw.
+    pub public_key: Vec<u8>,
+    /// The 32 secret bytes: an Ed25519 seed (RFC 8410), or a P-256 scalar (RFC 5915).
+    pub secret: Vec<u8>,
+    pair: KeyPair,
+}
+
+impl LeafKey {
+    /// `marker` stands before the secret in the key's PKCS#8.
+    fn new(certificate: &[u8], pair: &KeyPair, marker: &[u8]) -> anyhow::Result<Self> {
+        let pkcs8 = pair.serialize_der();
+        let found = pkcs8
+            .windows(marker.len())
+            .position(|window| window == marker);
+        let at = found.context("a PKCS#8 of another form")? + marker.len();
+        Ok(Self {
+            certificate: certificate.to_vec(),
+            public_key: pair.public_key_raw().to_vec(),
+            secret: pkcs8.get(at..at + 32).context("a short key")?.to_vec(),
+            pair: KeyPair::try_from(pkcs8.as_slice())?,
+        })
+    }
+}
+
 /// An enrolled device with its connections.
 pub struct Device {
     /// Whose Authentication Service vouches for it.
     pub domain: String,
     /// Who it is.
     pub person: Person,
-    /// Its leaf certificate, DER.
-    pub certificate: Vec<u8>,
-    /// Its key, PKCS#8.
-    pub pkcs8: Vec<u8>,
-    /// Its raw public key.
-    pub public_key: Vec<u8>,
+    /// The Ed25519 key, which it is known by, and the P-256 one.
+    keys: [LeafKey; 2],
     auth: AuthServiceClient<Channel>,
     delivery: DeliveryServiceClient<Channel>,
     token: String,
@@ -133,31 +156,36 @@ impl Device {
         let info = auth.get_service_info(GetServiceInfoRequest {}).await?;
         let domain = info.into_inner().domain;
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        let csr = CertificateParams::default().serialize_request(&key)?;
-        let pkcs8 = key.serialize_der();
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8)
-            .map_err(|_| anyhow::anyhow!("the key"))?;
+        let p256 = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let proof_time = now();
-        let content = signed::enroll(&domain, &code, csr.der(), proof_time);
-        let proof = pair.sign(&signed::to_be_signed(signed::ENROLL, &content));
+        let mut credentials = Vec::new();
+        for (scheme, key) in [(0x0807, &key), (0x0403, &p256)] {
+            let csr = CertificateParams::default().serialize_request(key)?;
+            let content = signed::enroll(&domain, &code, csr.der(), proof_time);
+            let proof = key.sign(&signed::to_be_signed(signed::ENROLL, &content))?;
+            credentials.push(Credential {
+                scheme,
+                csr: csr.der().to_vec().into(),
+                proof: proof.into(),
+                proof_time,
+            });
+        }
         let request = EnrollRequest {
             by: Some(enroll_request::By::Invitation(code)),
-            credentials: vec![Credential {
-                scheme: 0x0807,
-                csr: csr.der().to_vec().into(),
-                proof: proof.as_ref().to_vec().into(),
-                proof_time,
-            }],
+            credentials,
             device_name: handle.to_owned(),
         };
         let answer = auth.enroll(request).await?.into_inner();
-        let certificate = answer.certificates.first().context("no certificate")?;
+        let [certificate, p256_certificate] = answer.certificates.as_slice() else {
+            bail!("{} certificates", answer.certificates.len());
+        };
         let mut device = Self {
             person: Person::of(certificate, &domain)?,
             domain,
-            certificate: certificate.to_vec(),
-            public_key: key.public_key_raw().to_vec(),
-            pkcs8,
+            keys: [
+                LeafKey::new(certificate, &key, &[0x04, 0x22, 0x04, 0x20])?,
+                LeafKey::new(p256_certificate, &p256, &[0x02, 0x01, 0x01, 0x04, 0x20])?,
+            ],
             auth,
             delivery: delivery.max_encoding_message_size(64 << 20),
             token: String::new(),
@@ -166,19 +194,9 @@ impl Device {
         Ok(device)
     }
 
-    /// Seed of the key. RFC 8410: the octet string inside the private key's octet string.
-    ///
-    /// # Errors
-    /// Not an Ed25519 key.
-    pub fn seed(&self) -> anyhow::Result<Vec<u8>> {
-        let marker = [0x04, 0x22, 0x04, 0x20];
-        let at = self
-            .pkcs8
-            .windows(marker.len())
-            .position(|window| window == marker)
-            .context("not an Ed25519 key")?
-            + marker.len();
-        Ok(self.pkcs8.get(at..at + 32).context("a short key")?.to_vec())
+    /// The key of its leaves in groups of a suite.
+    pub fn leaf_key(&self, suite: u16) -> &LeafKey {
+        &self.keys[usize::from(suite == 2)]
     }
 
     async fn refresh_token(&mut self) -> anyhow::Result<()> {
@@ -192,7 +210,12 @@ impl Device {
             jti: Uuid::new_v4().to_string(),
         };
         let request = IssueTokenRequest {
-            client_assertion: sign(ASSERTION_TYPE, None, &claims, &self.pkcs8)?,
+            client_assertion: sign(
+                ASSERTION_TYPE,
+                None,
+                &claims,
+                &self.keys[0].pair.serialize_der(),
+            )?,
             audience: format!("ds:{}", self.domain),
         };
         self.token = self
@@ -326,11 +349,16 @@ impl Device {
         Ok(self.delivery.send_message(request).await?.into_inner())
     }
 
-    /// Asks the others to remove this device from a membership that began at `joined_seq`; the request's seq.
+    /// Asks the others to remove this device from a membership that began at `joined_seq`, with the key of its leaf; the request's seq.
     ///
     /// # Errors
     /// The service's refusal.
-    pub async fn leave(&mut self, group: &[u8], joined_seq: u64) -> Result<u64, Status> {
+    pub async fn leave(
+        &mut self,
+        group: &[u8],
+        suite: u16,
+        joined_seq: u64,
+    ) -> Result<u64, Status> {
         let expires_at = now() + LEAVE_SECONDS;
         let content = signed::leave(
             (&self.domain, group),
@@ -338,15 +366,15 @@ impl Device {
             joined_seq,
             expires_at,
         );
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8);
-        let pair = pair.map_err(|_| Status::internal("the key"))?;
-        let signature = pair.sign(&signed::to_be_signed(signed::LEAVE, &content));
+        let bytes = signed::to_be_signed(signed::LEAVE, &content);
+        let signature = self.leaf_key(suite).pair.sign(&bytes);
+        let signature = signature.map_err(|error| Status::internal(error.to_string()))?;
         let request = self.by(LeaveGroupRequest {
             group: group_ref(&self.domain, group),
             message_id: Uuid::new_v4().as_bytes().to_vec().into(),
             joined_seq,
             expires_at,
-            signature: signature.as_ref().to_vec().into(),
+            signature: signature.into(),
         })?;
         Ok(self.delivery.leave_group(request).await?.into_inner().seq)
     }

@@ -86,7 +86,7 @@ fn ts_mls_still_leaves_the_length_out_of_external_pub() {
     }
     let identity = Identity {
         certificate: b"x",
-        seed: &[7; 32],
+        secret: &[7; 32],
         public_key: &[8; 32],
     };
     let mut engine = TsMls::start(1, &identity).unwrap();

@@ -172,13 +172,14 @@ export const personOf = (der) => {
 export const uuidText = (hex) => hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
 
 // PKCS#10 with a key and nothing else: only the key counts.
-export const signingRequest = (spki, sign) => {
+export const signingRequest = (spki, type, sign) => {
   const der = (tag, ...parts) => {
     const content = Buffer.concat(parts);
     if (content.length > 127) return Buffer.concat([Buffer.from([tag, 0x81, content.length]), content]);
     return Buffer.concat([Buffer.from([tag, content.length]), content]);
   };
   const info = der(0x30, der(0x02, Buffer.from([0])), der(0x30), spki, der(0xa0));
-  const ed25519 = der(0x30, der(0x06, Buffer.from([0x2b, 0x65, 0x70])));
-  return der(0x30, info, ed25519, der(0x03, Buffer.from([0]), sign(info)));
+  // Ed25519; ecdsa-with-SHA256.
+  const algorithm = type === "ec" ? [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02] : [0x2b, 0x65, 0x70];
+  return der(0x30, info, der(0x30, der(0x06, Buffer.from(algorithm))), der(0x03, Buffer.from([0]), sign(info)));
 };

@@ -31,6 +31,18 @@ export const metadataOf = (error, key) => {
   return details.slice(value + 2, value + 2 + details.charCodeAt(value + 1));
 };
 
+// A key with its signing request. RFC 8410 and RFC 5915 say where the secret stands in PKCS#8; a JWK names it.
+const newKey = (type) => {
+  const { publicKey, privateKey } = generateKeyPairSync(type, type === "ec" ? { namedCurve: "P-256" } : {});
+  const spki = publicKey.export({ type: "spki", format: "der" });
+  const secret = Buffer.from(privateKey.export({ format: "jwk" }).d, "base64url");
+  const signer = (bytes) => sign(type === "ec" ? "sha256" : null, bytes, privateKey);
+  return {
+    scheme: type === "ec" ? 0x0403 : 0x0807, secret, signer, publicKey: spki.subarray(type === "ec" ? -65 : -32),
+    csr: signingRequest(spki, type, signer),
+  };
+};
+
 export class Device {
   static async enroll({ auth_url, delivery_url, code, handle }) {
     const device = new Device();
@@ -40,35 +52,33 @@ export class Device {
     device.auth = new chancery.auth.v1.AuthService(address(auth_url), insecure, options);
     device.delivery = new chancery.delivery.v1.DeliveryService(address(delivery_url), insecure, options);
     device.metadata = new grpc.Metadata();
-    const { publicKey, privateKey } = generateKeyPairSync("ed25519");
-    device.key = privateKey;
-    const spki = publicKey.export({ type: "spki", format: "der" });
-    device.publicKey = spki.subarray(-32);
-    device.seed = privateKey.export({ type: "pkcs8", format: "der" }).subarray(-32);
     const { domain } = await device.ask("auth", "GetServiceInfo", {});
     device.domain = domain;
-    const csr = signingRequest(spki, (bytes) => sign(null, bytes, privateKey));
+    device.keys = [newKey("ed25519"), newKey("ec")];
     const time = now();
-    const content = Buffer.concat([vector(Buffer.from(domain)), sha256(code), sha256(csr), i64(time)]);
     const enrolled = await device.ask("auth", "Enroll", {
       invitation: code, device_name: handle,
-      credentials: [{ scheme: 0x0807, csr, proof: device.sign("chancery enroll 1", content), proof_time: time }],
+      credentials: device.keys.map(({ scheme, csr, signer }) => {
+        const content = Buffer.concat([vector(Buffer.from(domain)), sha256(code), sha256(csr), i64(time)]);
+        return { scheme, csr, proof: signer(toBeSigned("chancery enroll 1", content)), proof_time: time };
+      }),
     });
-    device.certificate = enrolled.certificates[0];
-    device.person = personOf(device.certificate);
+    enrolled.certificates.forEach((certificate, index) => { device.keys[index].certificate = certificate; });
+    device.person = personOf(enrolled.certificates[0]);
     await device.refresh();
     return device;
   }
 
-  sign(label, content) {
-    return sign(null, toBeSigned(label, content), this.key);
+  // The key of its leaves in groups of a suite.
+  leafKey(suite) {
+    return this.keys[suite === 2 ? 1 : 0];
   }
 
   async refresh() {
     const { uri } = this.person;
     const claims = { iss: uri, sub: uri, aud: `as:${this.domain}`, iat: now(), exp: now() + 60, jti: randomUUID() };
     const signed = `${base64url(JSON.stringify({ typ: "JWT", alg: "EdDSA" }))}.${base64url(JSON.stringify(claims))}`;
-    const assertion = `${signed}.${base64url(sign(null, Buffer.from(signed), this.key))}`;
+    const assertion = `${signed}.${base64url(this.keys[0].signer(Buffer.from(signed)))}`;
     const { access_token } = await this.ask("auth", "IssueToken", { client_assertion: assertion, audience: `ds:${this.domain}` });
     this.metadata.set("authorization", `Bearer ${access_token}`);
   }

@@ -5,6 +5,7 @@ import {
   encodeRequiredCapabilities, generateKeyPackageWithKey, getCiphersuiteFromName, getCiphersuiteImpl, joinGroup, joinGroupExternal, mlsExporter,
   processMessage,
 } from "ts-mls";
+import { Reader, vector } from "./codec.mjs";
 import { createGroupInfo } from "ts-mls/createCommit.js";
 import { makeKeyPackageRef } from "ts-mls/keyPackage.js";
 import { decodeRatchetTree, encodeRatchetTree } from "ts-mls/ratchetTree.js";
@@ -13,6 +14,7 @@ const POLICY = 0xf1c0;
 const LAST_RESORT = 0x000a;
 const SUITES = {
   1: "MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519",
+  2: "MLS_128_DHKEMP256_AES128GCM_SHA256_P256",
   3: "MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519",
 };
 
@@ -53,7 +55,7 @@ const group = (id) => {
 const groupInfo = async (state) => {
   const pair = await cs.hpke.deriveKeyPair(state.keySchedule.externalSecret);
   const key = await cs.hpke.exportPublicKey(pair.publicKey);
-  const extension = { extensionType: "external_pub", extensionData: new Uint8Array([key.length, ...key]) };
+  const extension = { extensionType: "external_pub", extensionData: new Uint8Array(vector(key)) };
   return createGroupInfo(state.groupContext, state.confirmationTag, state, [extension], cs);
 };
 
@@ -74,7 +76,7 @@ const keyPackage = async (lastResort, grease = false) => {
   const extensions = lastResort ? [{ extensionType: LAST_RESORT, extensionData: new Uint8Array() }] : [];
   return generateKeyPackageWithKey(
     { credentialType: "x509", certificates: [identity.certificate] }, capabilities, { notBefore: now - 3600n, notAfter: now + 30n * 86400n },
-    extensions, { signKey: identity.seed, publicKey: identity.publicKey }, cs,
+    extensions, { signKey: identity.secret, publicKey: identity.publicKey }, cs,
     grease ? [{ extensionType: GREASE, extensionData: new Uint8Array([1, 2, 3]) }] : [],
   );
 };
@@ -83,7 +85,7 @@ export const engine = {
   async start(request) {
     suite = request.suite;
     cs = await getCiphersuiteImpl(getCiphersuiteFromName(SUITES[suite]));
-    identity = { certificate: bytes(request.certificate), seed: bytes(request.seed), publicKey: bytes(request.public_key) };
+    identity = { certificate: bytes(request.certificate), secret: bytes(request.secret), publicKey: bytes(request.public_key) };
   },
   async key_package(request) {
     const made = await keyPackage(request.last_resort, request.grease);
@@ -180,7 +182,9 @@ export const engine = {
     const made = await keyPackage(false);
     const [tree] = decodeRatchetTree(bytes(request.tree), 0);
     // The library reads external_pub without its length: taken off here, after the signature covered it.
-    const hpke = { ...cs.hpke, importPublicKey: (key) => cs.hpke.importPublicKey(key.length === 33 ? key.slice(1) : key) };
+    const withLength = (key) => key.length === 33 || key.length === 67;
+    const bare = (key) => (withLength(key) ? new Uint8Array(new Reader(key).vector()) : key);
+    const hpke = { ...cs.hpke, importPublicKey: (key) => cs.hpke.importPublicKey(bare(key)) };
     const joined = await joinGroupExternal(
       decoded(request.group_info).groupInfo, made.publicPackage, made.privatePackage, request.resync, { ...cs, hpke }, tree, config,
       bytes(request.aad),

@@ -157,7 +157,8 @@ const leaveRequest = async (group, payload) => {
   if (member === undefined) return;
   const content = leaveContent(group, request.domain, request.id, request.joined, request.expires);
   const key = new X509Certificate(bytes(member.certificate)).publicKey;
-  if (!verify(null, toBeSigned("chancery leave 1", content), key, request.signature)) {
+  const hash = key.asymmetricKeyType === "ec" ? "sha256" : null;
+  if (!verify(hash, toBeSigned("chancery leave 1", content), key, request.signature)) {
     throw new Error("a leave request that its device did not sign");
   }
   known(group).leaving.push(member);
@@ -254,7 +255,8 @@ await serve({
   async enroll(request) {
     device = await Device.enroll(request);
     suite = request.suite;
-    await engine.start({ suite, certificate: hex(device.certificate), seed: hex(device.seed), public_key: hex(device.publicKey) });
+    const key = device.leafKey(suite);
+    await engine.start({ suite, certificate: hex(key.certificate), secret: hex(key.secret), public_key: hex(key.publicKey) });
     const packages = [];
     for (let made = 0; made <= KEY_PACKAGES; made += 1) {
       packages.push(bytes((await engine.key_package({ last_resort: made === KEY_PACKAGES })).key_package));
@@ -308,7 +310,7 @@ await serve({
     const content = leaveContent(group, device.domain, Buffer.from(device.person.device, "hex"), joined, expires);
     const answer = await device.ask("delivery", "LeaveGroup", {
       group: device.group(bytes(group)), message_id: messageId(), joined_seq: joined, expires_at: expires,
-      signature: device.sign("chancery leave 1", content),
+      signature: device.leafKey(suite).signer(toBeSigned("chancery leave 1", content)),
     });
     return { seq: Number(answer.seq) };
   },

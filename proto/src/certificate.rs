@@ -1,7 +1,7 @@
 //! The device certificate profile: what a leaf, an intermediate and a pinned root must be, and how a device's certificate is verified at a time.
 //!
-//! - A leaf names its user and device in two SAN URIs, `mimi://<domain>/u/<uuid>` and `mimi://<domain>/d/<uuid>`, has an Ed25519 key and the
-//!   extended key usage [`DEVICE_EKU`].
+//! - A leaf names its user and device in two SAN URIs, `mimi://<domain>/u/<uuid>` and `mimi://<domain>/d/<uuid>`, has an Ed25519 or a P-256 key and
+//!   the extended key usage [`DEVICE_EKU`]. Every authority signs with Ed25519.
 //! - An intermediate counts only after it verified against the pinned root, within its validity.
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -40,7 +40,7 @@ pub struct DeviceCertificate {
     pub user: Uuid,
     /// The device's UUID.
     pub device: Uuid,
-    /// Raw Ed25519 key, 32 bytes.
+    /// Raw key: 32 bytes of Ed25519, or a P-256 point in 65 bytes, uncompressed.
     pub public_key: Vec<u8>,
     /// Unix seconds, inclusive.
     pub not_before: i64,
@@ -205,8 +205,18 @@ pub fn read_device(leaf_der: &[u8]) -> Result<DeviceCertificate, CertificateErro
     }
     let key = certificate.public_key();
     let public_key = key.subject_public_key.data.to_vec();
-    if key.algorithm.algorithm.to_id_string() != "1.3.101.112" || public_key.len() != 32 {
-        return Err(profile("not an Ed25519 key"));
+    let curve = || Some(key.algorithm.parameters()?.as_oid().ok()?.to_id_string());
+    let known = match key.algorithm.algorithm.to_id_string().as_str() {
+        "1.3.101.112" => public_key.len() == 32,
+        "1.2.840.10045.2.1" => {
+            curve().as_deref() == Some("1.2.840.10045.3.1.7")
+                && public_key.len() == 65
+                && public_key[0] == 4
+        }
+        _ => false,
+    };
+    if !known {
+        return Err(profile("neither an Ed25519 nor a P-256 key"));
     }
     Ok(DeviceCertificate {
         domain: domain.to_owned(),

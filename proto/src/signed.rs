@@ -1,6 +1,6 @@
 //! What is signed outside MLS with a device key: `label<V> || content<V>`, raw. No label begins with `MLS 1.0 `, so no such signature is one of MLS.
 
-use ring::signature::{ED25519, UnparsedPublicKey};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey, VerificationAlgorithm};
 use sha2::{Digest as _, Sha256};
 
 use crate::wire::Write;
@@ -13,9 +13,13 @@ pub fn to_be_signed(label: &str, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Verifies an Ed25519 signature over label and content.
+/// Verifies a signature over label and content: Ed25519 where the key has 32 bytes, otherwise ECDSA on P-256 with SHA-256, in DER.
 pub fn verify(key: &[u8], label: &str, content: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&ED25519, key)
+    let algorithm: &dyn VerificationAlgorithm = match key.len() {
+        32 => &ED25519,
+        _ => &ECDSA_P256_SHA256_ASN1,
+    };
+    UnparsedPublicKey::new(algorithm, key)
         .verify(&to_be_signed(label, content), signature)
         .is_ok()
 }

@@ -20,18 +20,23 @@ pub struct Device {
     pub enrolled_at: OffsetDateTime,
     /// Position of its revocation in the status feed.
     pub revoked_seq: Option<u64>,
-    /// Its raw key.
+    /// Its raw Ed25519 key.
     pub public_key: Vec<u8>,
-    /// DER.
+    /// DER, of the Ed25519 key.
     pub certificate: Vec<u8>,
+    /// Of its other keys.
+    pub other_certificates: Vec<Vec<u8>>,
     /// End of the certificate.
     pub not_after: OffsetDateTime,
     /// Whether its user is suspended.
     pub suspended: bool,
 }
 
-const SELECT: &str = "SELECT d.device_id, d.user_id, d.name, d.enrolled_at, d.revoked_seq, k.public_key, k.certificate, k.not_after, u.suspended \
-                      FROM devices d JOIN users u ON u.user_id = d.user_id JOIN device_keys k ON k.device_id = d.device_id AND k.current";
+// 2055 is 0x0807: the key that a device is known by.
+const SELECT: &str = "SELECT d.device_id, d.user_id, d.name, d.enrolled_at, d.revoked_seq, k.public_key, k.certificate, k.not_after, u.suspended, \
+                      ARRAY(SELECT o.certificate FROM device_keys o WHERE o.device_id = d.device_id AND o.current AND o.scheme <> 2055 ORDER BY o.scheme) \
+                      FROM devices d JOIN users u ON u.user_id = d.user_id \
+                      JOIN device_keys k ON k.device_id = d.device_id AND k.current AND k.scheme = 2055";
 
 fn device(row: &Row) -> Device {
     Device {
@@ -44,6 +49,7 @@ fn device(row: &Row) -> Device {
         certificate: row.get(6),
         not_after: row.get(7),
         suspended: row.get(8),
+        other_certificates: row.get(9),
     }
 }
 

@@ -168,6 +168,7 @@ pub fn stage(
     };
     mls_group.set_aad(aad.encode());
     let before = mls_group.export_ratchet_tree();
+    let key = context.identity.leaf_key(mls_group.ciphersuite())?;
     let provider = step.provider();
     let bundle = mls_group
         .commit_builder()
@@ -177,9 +178,7 @@ pub fn stage(
         .load_psks(provider.storage())
         .map_err(mls)?
         .create_group_info(true)
-        .build(provider.rand(), provider.crypto(), context.identity, |_| {
-            true
-        })
+        .build(provider.rand(), provider.crypto(), &key, |_| true)
         .map_err(mls)?
         .stage_commit(provider)
         .map_err(mls)?;
@@ -276,8 +275,9 @@ pub fn message(
         commit_info: None,
     };
     mls_group.set_aad(aad.encode());
+    let key = context.identity.leaf_key(mls_group.ciphersuite())?;
     let framed = mls_group
-        .create_message(step.provider(), context.identity, text)
+        .create_message(step.provider(), &key, text)
         .map_err(mls)?
         .to_bytes()
         .map_err(mls)?;

@@ -20,9 +20,10 @@ use super::{
 };
 use crate::store::Step;
 
-/// The suites that this device can use: X25519 and Ed25519, with AES-GCM or ChaCha20-Poly1305.
-pub const SUITES: [Ciphersuite; 2] = [
+/// The suites that this device can use: X25519 and Ed25519, with AES-GCM or ChaCha20-Poly1305, and P-256 with AES-GCM. The first is the default.
+pub const SUITES: [Ciphersuite; 3] = [
     Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519,
+    Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256,
     Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519,
 ];
 
@@ -89,6 +90,7 @@ pub fn create(
         Extension::Unknown(POLICY_EXTENSION, UnknownExtension(policy.encode())),
     ])
     .map_err(mls)?;
+    let key = context.identity.leaf_key(suite)?;
     let group = MlsGroup::builder()
         .with_group_id(GroupId::from_slice(&name.id))
         .ciphersuite(suite)
@@ -99,11 +101,7 @@ pub fn create(
         .sender_ratchet_configuration(SenderRatchetConfiguration::new(64, 10_000))
         .with_capabilities(capabilities())
         .with_group_context_extensions(extensions)
-        .build(
-            step.provider(),
-            context.identity,
-            context.identity.credential()?,
-        )
+        .build(step.provider(), &key, key.credential())
         .map_err(mls)?;
     let request = CreateGroupRequest {
         group: Some(name.to_ref()),
@@ -203,8 +201,9 @@ pub fn export_group_info(
     context: Context<'_>,
     group: &MlsGroup,
 ) -> Result<Vec<u8>, CoreError> {
+    let key = context.identity.leaf_key(group.ciphersuite())?;
     group
-        .export_group_info(step.provider().crypto(), context.identity, false)
+        .export_group_info(step.provider().crypto(), &key, false)
         .map_err(mls)?
         .to_bytes()
         .map_err(mls)

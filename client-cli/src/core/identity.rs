@@ -7,12 +7,15 @@ use chancery_proto::{
     commit_info::Member,
     wire::{Write as _, exact},
 };
-use openmls::prelude::{Credential, CredentialType, CredentialWithKey};
+use openmls::prelude::{Ciphersuite, Credential, CredentialType, CredentialWithKey};
 use openmls_traits::{
     signatures::{Signer, SignerError},
     types::SignatureScheme,
 };
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _},
+};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -27,6 +30,9 @@ pub struct Identity {
     pub certificate: Vec<u8>,
     /// The device key, PKCS#8.
     pub pkcs8: Zeroizing<Vec<u8>>,
+    /// For suite 2; kept under a name of its own, so that a store without it can be read.
+    #[serde(skip)]
+    pub p256: Option<OtherKey>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -37,44 +43,115 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-impl Identity {
-    /// # Errors
-    /// The stored key is none.
-    fn pair(&self) -> Result<Ed25519KeyPair, CoreError> {
-        Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8)
-            .map_err(|_| CoreError::Malformed("the device key is no Ed25519 key".into()))
-    }
+/// A further key of the device, for suites whose signatures the device key cannot make.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct OtherKey {
+    /// Its leaf certificate, DER.
+    pub certificate: Vec<u8>,
+    /// PKCS#8.
+    pub pkcs8: Zeroizing<Vec<u8>>,
+}
 
+impl Identity {
     /// The raw public key.
     ///
     /// # Errors
     /// The stored key is none.
     pub fn public_key(&self) -> Result<Vec<u8>, CoreError> {
-        Ok(self.pair()?.public_key().as_ref().to_vec())
+        Ok(ed25519(&self.pkcs8)?.public_key().as_ref().to_vec())
     }
 
-    /// What goes into the leaf.
+    /// Signs with the device key, outside MLS.
     ///
     /// # Errors
     /// The stored key is none.
-    pub fn credential(&self) -> Result<CredentialWithKey, CoreError> {
-        let mut content = Vec::new();
-        content.put_vector(&self.certificate);
-        Ok(CredentialWithKey {
-            credential: Credential::new(CredentialType::X509, content),
-            signature_key: self.public_key()?.into(),
+    pub fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, CoreError> {
+        Ok(ed25519(&self.pkcs8)?.sign(bytes).as_ref().to_vec())
+    }
+
+    /// The key of this device's leaves in groups of a suite.
+    ///
+    /// # Errors
+    /// The device has no key for the suite's signatures.
+    pub fn leaf_key(&self, suite: Ciphersuite) -> Result<LeafKey, CoreError> {
+        let (certificate, pair) = match suite.signature_algorithm() {
+            SignatureScheme::ED25519 => (&self.certificate, Pair::Ed25519(ed25519(&self.pkcs8)?)),
+            SignatureScheme::ECDSA_SECP256R1_SHA256 => {
+                let key = self.p256.as_ref().ok_or_else(|| {
+                    CoreError::Malformed("this device was enrolled without a P-256 key".into())
+                })?;
+                (&key.certificate, Pair::P256(p256(&key.pkcs8)?))
+            }
+            _ => {
+                return Err(CoreError::Malformed(
+                    "a suite that this device has not".into(),
+                ));
+            }
+        };
+        Ok(LeafKey {
+            certificate: certificate.clone(),
+            pair,
         })
     }
 }
 
-impl Signer for Identity {
+fn ed25519(pkcs8: &[u8]) -> Result<Ed25519KeyPair, CoreError> {
+    Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8)
+        .map_err(|_| CoreError::Malformed("the device key is no Ed25519 key".into()))
+}
+
+/// A P-256 key from PKCS#8.
+///
+/// # Errors
+/// It is none.
+pub fn p256(pkcs8: &[u8]) -> Result<EcdsaKeyPair, CoreError> {
+    EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &SystemRandom::new())
+        .map_err(|_| CoreError::Malformed("not a P-256 key".into()))
+}
+
+enum Pair {
+    Ed25519(Ed25519KeyPair),
+    P256(EcdsaKeyPair),
+}
+
+/// A key that leaves are signed with, and its certificate.
+pub struct LeafKey {
+    certificate: Vec<u8>,
+    pair: Pair,
+}
+
+impl LeafKey {
+    /// What goes into the leaf.
+    pub fn credential(&self) -> CredentialWithKey {
+        let mut content = Vec::new();
+        content.put_vector(&self.certificate);
+        let public_key = match &self.pair {
+            Pair::Ed25519(pair) => pair.public_key().as_ref().to_vec(),
+            Pair::P256(pair) => pair.public_key().as_ref().to_vec(),
+        };
+        CredentialWithKey {
+            credential: Credential::new(CredentialType::X509, content),
+            signature_key: public_key.into(),
+        }
+    }
+}
+
+impl Signer for LeafKey {
     fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
-        let pair = self.pair().map_err(|_| SignerError::SigningError)?;
-        Ok(pair.sign(payload).as_ref().to_vec())
+        match &self.pair {
+            Pair::Ed25519(pair) => Ok(pair.sign(payload).as_ref().to_vec()),
+            Pair::P256(pair) => pair
+                .sign(&SystemRandom::new(), payload)
+                .map(|signature| signature.as_ref().to_vec())
+                .map_err(|_| SignerError::SigningError),
+        }
     }
 
     fn signature_scheme(&self) -> SignatureScheme {
-        SignatureScheme::ED25519
+        match self.pair {
+            Pair::Ed25519(_) => SignatureScheme::ED25519,
+            Pair::P256(_) => SignatureScheme::ECDSA_SECP256R1_SHA256,
+        }
     }
 }
 

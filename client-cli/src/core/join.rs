@@ -174,20 +174,19 @@ pub fn external(
     let leaf = LeafNodeParameters::builder()
         .with_capabilities(group::capabilities())
         .build();
+    let key = context.identity.leaf_key(verifiable.ciphersuite())?;
     let (mls_group, bundle) = MlsGroup::external_commit_builder()
         .with_ratchet_tree(tree)
         .with_config(group::join_config(policy.past_epochs))
         .with_aad(data.encode())
         .skip_lifetime_validation()
-        .build_group(provider, verifiable, context.identity.credential()?)
+        .build_group(provider, verifiable, key.credential())
         .map_err(mls)?
         .leaf_node_parameters(leaf)
         .load_psks(provider.storage())
         .map_err(mls)?
         .create_group_info(true)
-        .build(provider.rand(), provider.crypto(), context.identity, |_| {
-            true
-        })
+        .build(provider.rand(), provider.crypto(), &key, |_| true)
         .map_err(mls)?
         .finalize(provider)
         .map_err(mls)?;

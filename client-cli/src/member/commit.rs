@@ -166,7 +166,11 @@ impl Member {
     /// # Errors
     /// The refusal, no answer, or the store.
     pub async fn leave(&self, name: &GroupName) -> Result<u64, Failure> {
-        let record = self.step(|step, _| commit::active(step, name))?;
+        let (record, key) = self.step(|step, context| {
+            let record = commit::active(step, name)?;
+            let suite = group::load(step, name)?.ciphersuite();
+            Ok::<_, CoreError>((record, context.identity.leaf_key(suite)?))
+        })?;
         let joined_seq = record.joined_seq.max(record.rejoined_seq);
         let expires_at = now() + LEAVE_SECONDS;
         let own = &self.identity.person;
@@ -176,8 +180,7 @@ impl Member {
             joined_seq,
             expires_at,
         );
-        let signature = self
-            .identity
+        let signature = key
             .sign(&signed::to_be_signed(signed::LEAVE, &content))
             .map_err(|_| Failure::Profile("the device key cannot sign".into()))?;
         let request = LeaveGroupRequest {

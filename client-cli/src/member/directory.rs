@@ -7,7 +7,6 @@ use chancery_proto::{
     common::v1::{DeviceRef, UserRef},
     signed,
 };
-use openmls_traits::signatures::Signer as _;
 use uuid::Uuid;
 
 use super::{Member, now};

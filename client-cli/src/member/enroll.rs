@@ -12,15 +12,25 @@ use chancery_proto::{
     signed,
 };
 use openmls::prelude::{Ciphersuite, KeyPackage, Lifetime, MlsMessageOut};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
-use ring::signature::Ed25519KeyPair;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+use ring::{
+    rand::SystemRandom,
+    signature::{Ed25519KeyPair, KeyPair as _},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Auth, Delivery, IDENTITY, META, Member, fetch_intermediates, now, open_store};
+use super::{
+    Auth, Delivery, IDENTITY, META, Member, P256_KEY, fetch_intermediates, now, open_store,
+};
 use crate::{
-    core::{CoreError, group, identity::Identity, mls, records::Person},
+    core::{
+        CoreError, group,
+        identity::{self, Identity, OtherKey},
+        mls,
+        records::Person,
+    },
     failure::Failure,
     fault,
     profile::{PinnedRoot, Profile},
@@ -54,13 +64,24 @@ pub struct Enrolment {
     pub key_packages: u32,
 }
 
-/// Kept before anything is sent: a crash goes on with the same key and the same proof.
+/// RFC 8446 section 4.2.3: the device key's scheme, and that of suite 2.
+const ED25519: u32 = 0x0807;
+const P256: u32 = 0x0403;
+
+/// A key, its signing request, and the proof that it knows the invitation.
 #[derive(Clone, Serialize, Deserialize)]
-struct Begun {
-    invitation_hash: [u8; 32],
+struct BegunKey {
+    scheme: u32,
     pkcs8: Zeroizing<Vec<u8>>,
     csr: Vec<u8>,
     proof: Vec<u8>,
+}
+
+/// Kept before anything is sent: a crash goes on with the same keys and the same proofs.
+#[derive(Clone, Serialize, Deserialize)]
+struct Begun {
+    invitation_hash: [u8; 32],
+    keys: Vec<BegunKey>,
     proof_time: i64,
 }
 
@@ -68,42 +89,79 @@ fn damaged(what: impl std::fmt::Display) -> Failure {
     Failure::Profile(what.to_string())
 }
 
-impl Begun {
-    fn new(domain: &str, invitation: &str) -> Result<Self, Failure> {
-        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(damaged)?;
+impl BegunKey {
+    fn new(scheme: u32) -> Result<Self, Failure> {
+        let algorithm = match scheme {
+            P256 => &PKCS_ECDSA_P256_SHA256,
+            _ => &PKCS_ED25519,
+        };
+        let key = KeyPair::generate_for(algorithm).map_err(damaged)?;
         let csr = CertificateParams::default()
             .serialize_request(&key)
             .map_err(damaged)?;
-        let mut begun = Self {
-            invitation_hash: Sha256::digest(invitation).into(),
+        Ok(Self {
+            scheme,
             pkcs8: Zeroizing::new(key.serialize_der()),
             csr: csr.der().to_vec(),
             proof: Vec::new(),
+        })
+    }
+
+    fn public(&self) -> Result<Vec<u8>, Failure> {
+        if self.scheme == P256 {
+            return Ok(identity::p256(&self.pkcs8)?.public_key().as_ref().to_vec());
+        }
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8).map_err(damaged)?;
+        Ok(pair.public_key().as_ref().to_vec())
+    }
+
+    fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+        if self.scheme == P256 {
+            let pair = identity::p256(&self.pkcs8)?;
+            let signature = pair.sign(&SystemRandom::new(), bytes);
+            return Ok(signature.map_err(damaged)?.as_ref().to_vec());
+        }
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8).map_err(damaged)?;
+        Ok(pair.sign(bytes).as_ref().to_vec())
+    }
+}
+
+impl Begun {
+    /// With a key for each scheme that the service issues certificates for.
+    fn new(domain: &str, invitation: &str, schemes: &[u32]) -> Result<Self, Failure> {
+        let mut keys = vec![BegunKey::new(ED25519)?];
+        if schemes.contains(&P256) {
+            keys.push(BegunKey::new(P256)?);
+        }
+        let mut begun = Self {
+            invitation_hash: Sha256::digest(invitation).into(),
+            keys,
             proof_time: 0,
         };
         begun.prove(domain, invitation)?;
         Ok(begun)
     }
 
-    /// A proof of now, by the same key.
+    /// Proofs of now, by the same keys.
     fn prove(&mut self, domain: &str, invitation: &str) -> Result<(), Failure> {
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&self.pkcs8).map_err(damaged)?;
         self.proof_time = now();
-        let content = signed::enroll(domain, invitation, &self.csr, self.proof_time);
-        let bytes = signed::to_be_signed(signed::ENROLL, &content);
-        self.proof = pair.sign(&bytes).as_ref().to_vec();
+        for key in &mut self.keys {
+            let content = signed::enroll(domain, invitation, &key.csr, self.proof_time);
+            key.proof = key.sign(&signed::to_be_signed(signed::ENROLL, &content))?;
+        }
         Ok(())
     }
 
     fn request(&self, invitation: &str, device_name: &str) -> EnrollRequest {
+        let credentials = self.keys.iter().map(|key| Credential {
+            scheme: key.scheme,
+            csr: key.csr.clone().into(),
+            proof: key.proof.clone().into(),
+            proof_time: self.proof_time,
+        });
         EnrollRequest {
             by: Some(enroll_request::By::Invitation(invitation.to_owned())),
-            credentials: vec![Credential {
-                scheme: 0x0807,
-                csr: self.csr.clone().into(),
-                proof: self.proof.clone().into(),
-                proof_time: self.proof_time,
-            }],
+            credentials: credentials.collect(),
             device_name: device_name.to_owned(),
         }
     }
@@ -124,11 +182,14 @@ pub async fn enroll(
     let done: Option<Identity> = store.step(|step| step.get(META, IDENTITY))?;
     if done.is_none() {
         let transport = Transport::new(&profile, deadline)?;
-        learn_domains(&mut profile, enrolment, &transport).await?;
-        let identity = certified(&mut store, &profile, enrolment, &transport).await?;
+        let schemes = learn_service(&mut profile, enrolment, &transport).await?;
+        let identity = certified(&mut store, &profile, enrolment, &transport, &schemes).await?;
         profile.write(folder)?;
         store.step(|step| -> Result<(), StoreError> {
             step.put(META, IDENTITY, &identity)?;
+            if let Some(key) = &identity.p256 {
+                step.put(META, P256_KEY, key)?;
+            }
             step.delete(META, ENROLMENT)
         })?;
     }
@@ -141,11 +202,12 @@ pub async fn enroll(
     Ok(member)
 }
 
-async fn learn_domains(
+/// Fills in the profile; the signature schemes that certificates are issued for.
+async fn learn_service(
     profile: &mut Profile,
     enrolment: &Enrolment,
     transport: &Transport,
-) -> Result<(), Failure> {
+) -> Result<Vec<u32>, Failure> {
     let info = transport
         .repeat(async || {
             let mut client = Auth::new(transport.auth.clone());
@@ -160,6 +222,7 @@ async fn learn_domains(
             info.domain
         )));
     }
+    let schemes = info.credential_schemes;
     profile.domain = info.domain;
     profile.pin(PinnedRoot::from_file(
         &profile.domain,
@@ -180,7 +243,7 @@ async fn learn_domains(
             info.await?.value.domain
         }
     };
-    Ok(())
+    Ok(schemes)
 }
 
 async fn certified(
@@ -188,13 +251,14 @@ async fn certified(
     profile: &Profile,
     enrolment: &Enrolment,
     transport: &Transport,
+    schemes: &[u32],
 ) -> Result<Identity, Failure> {
     let invitation = enrolment.invitation.trim();
     let hash: [u8; 32] = Sha256::digest(invitation).into();
     let begun: Option<Begun> = store.step(|step| step.get(META, ENROLMENT))?;
     let mut begun = match begun.filter(|begun| begun.invitation_hash == hash) {
         Some(begun) => begun,
-        None => Begun::new(&profile.domain, invitation)?,
+        None => Begun::new(&profile.domain, invitation, schemes)?,
     };
     store.step(|step| step.put(META, ENROLMENT, &begun))?;
     fault::point("enroll-after-key");
@@ -228,7 +292,9 @@ async fn verified(
     answer: &EnrollResponse,
 ) -> Result<Identity, Failure> {
     let bad = |why: &str| Failure::Answer(format!("the certificate: {why}"));
-    let certificate = answer.certificates.first().ok_or_else(|| bad("none"))?;
+    if answer.certificates.len() != begun.keys.len() {
+        return Err(bad("not one for each key"));
+    }
     let root = profile
         .roots
         .iter()
@@ -237,22 +303,38 @@ async fn verified(
     let intermediates = fetch_intermediates(transport, root, profile.tls_ca.as_deref()).await?;
     let anchors = Anchors::pinned(&root.der()?, &intermediates, now())
         .map_err(|error| bad(&error.to_string()))?;
-    let seen = anchors
-        .verify_device(certificate, now())
-        .map_err(|error| bad(&error.to_string()))?;
-    let identity = Identity {
-        person: Person {
+    let mut identity: Option<Identity> = None;
+    for (key, certificate) in begun.keys.iter().zip(&answer.certificates) {
+        let seen = anchors
+            .verify_device(certificate, now())
+            .map_err(|error| bad(&error.to_string()))?;
+        let person = Person {
             domain: seen.domain,
             user: *seen.user.as_bytes(),
             device: *seen.device.as_bytes(),
-        },
-        certificate: certificate.to_vec(),
-        pkcs8: begun.pkcs8.clone(),
-    };
-    if identity.person.domain != profile.domain || seen.public_key != identity.public_key()? {
-        return Err(bad("another key or domain"));
+        };
+        if person.domain != profile.domain || seen.public_key != key.public()? {
+            return Err(bad("another key or domain"));
+        }
+        match &mut identity {
+            None => {
+                identity = Some(Identity {
+                    person,
+                    certificate: certificate.to_vec(),
+                    pkcs8: key.pkcs8.clone(),
+                    p256: None,
+                });
+            }
+            Some(first) if first.person == person => {
+                first.p256 = Some(OtherKey {
+                    certificate: certificate.to_vec(),
+                    pkcs8: key.pkcs8.clone(),
+                });
+            }
+            Some(_) => return Err(bad("of two devices")),
+        }
     }
-    Ok(identity)
+    identity.ok_or_else(|| bad("none"))
 }
 
 impl Member {
@@ -326,6 +408,7 @@ impl Member {
             let ends = certificate_ends.min(context.now + KEY_PACKAGE_SECONDS);
             let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
             let lifetime = Lifetime::init(seconds(context.now - 3_600), seconds(ends));
+            let key = context.identity.leaf_key(suite)?;
             let kinds = (0..count).map(|_| false).chain(last_resort.then_some(true));
             kinds
                 .map(|last_resort| {
@@ -336,12 +419,7 @@ impl Member {
                         builder = builder.mark_as_last_resort();
                     }
                     let made = builder
-                        .build(
-                            suite,
-                            step.provider(),
-                            context.identity,
-                            context.identity.credential()?,
-                        )
+                        .build(suite, step.provider(), &key, key.credential())
                         .map_err(mls)?;
                     MlsMessageOut::from(made.key_package().clone())
                         .to_bytes()

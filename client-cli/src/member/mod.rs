@@ -51,6 +51,7 @@ use crate::{
 
 const META: &str = "meta";
 const IDENTITY: &[u8] = b"identity";
+const P256_KEY: &[u8] = b"identity.p256";
 /// A token this close to its end is not used.
 const TOKEN_MARGIN_SECONDS: i64 = 30;
 /// How often intermediates are asked for again.
@@ -133,9 +134,10 @@ impl Member {
     ) -> Result<Self, Failure> {
         let mut store = blocking(|| open_store(folder))?;
         let identity: Option<Identity> = blocking(|| store.step(|step| step.get(META, IDENTITY)))?;
-        let identity = identity.ok_or_else(|| {
+        let mut identity = identity.ok_or_else(|| {
             Failure::Profile("this profile is not enrolled yet: enroll first".into())
         })?;
+        identity.p256 = blocking(|| store.step(|step| step.get(META, P256_KEY)))?;
         let mut member = Self {
             transport: Transport::new(&profile, deadline)?,
             folder: folder.to_owned(),

@@ -62,11 +62,11 @@ impl Party {
         let device = Device::enroll(place, code, handle)
             .await
             .with_context(|| format!("{handle} enrolls"))?;
-        let seed = device.seed()?;
+        let key = device.leaf_key(SUITE);
         let identity = Identity {
-            certificate: &device.certificate,
-            seed: &seed,
-            public_key: &device.public_key,
+            certificate: &key.certificate,
+            secret: &key.secret,
+            public_key: &key.public_key,
         };
         Ok(Self {
             engine: mls_rs_engine::start(SUITE, &identity)?,

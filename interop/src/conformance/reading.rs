@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Check,
     expect::refused,
-    party::{Parties, Plan, aad, fresh_id},
+    party::{Parties, Plan, SUITE, aad, fresh_id},
 };
 
 pub(super) const CHECKS: &[Check] = &[
@@ -144,7 +144,7 @@ async fn nobody_is_named(p: &mut Parties) -> anyhow::Result<()> {
         person.user.as_bytes().to_vec(),
         person.device.to_string().into_bytes(),
         person.user.to_string().into_bytes(),
-        p.ben.device.public_key.clone(),
+        p.ben.device.leaf_key(SUITE).public_key.clone(),
     ];
     for name in names {
         ensure!(
