@@ -603,3 +603,13 @@ fn openmls_still_reads_one_grease_value_as_two_types() {
     let on_an_extension = Extension::Unknown(0x0a0a, UnknownExtension(vec![])).extension_type();
     assert_ne!(on_an_extension, ExtensionType::from(0x0a0a));
 }
+
+/// Devices that were enrolled before there was a second key go on in the other suites.
+#[test]
+fn a_device_without_a_p256_key_has_no_leaf_in_suite_2() {
+    let identity = Authority::new().member().identity;
+    for suite in group::SUITES {
+        let needs_it = suite == Ciphersuite::MLS_128_DHKEMP256_AES128GCM_SHA256_P256;
+        assert_eq!(identity.leaf_key(suite).is_err(), needs_it, "{suite:?}");
+    }
+}

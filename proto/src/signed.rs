@@ -123,6 +123,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn keys_of_both_schemes_sign() {
+        for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P256_SHA256] {
+            let pair = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let sign = |content: &[u8]| {
+                rcgen::SigningKey::sign(&pair, &to_be_signed(LEAVE, content)).unwrap()
+            };
+            let (key, signature) = (pair.public_key_raw(), sign(b"this"));
+            assert!(verify(key, LEAVE, b"this", &signature));
+            assert!(!verify(key, LEAVE, b"that", &signature));
+            assert!(!verify(key, REVOKE, b"this", &signature));
+            assert!(!verify(&key[1..], LEAVE, b"this", &signature));
+            assert!(!verify(&[], LEAVE, b"this", &signature));
+        }
+    }
+
+    #[test]
     fn label_and_content_cannot_run_into_each_other() {
         assert_eq!(to_be_signed("ab", b"c"), [2, b'a', b'b', 1, b'c']);
         assert_ne!(to_be_signed("a", b"bc"), to_be_signed("ab", b"c"));
