@@ -72,6 +72,14 @@ pub struct LeafKey {
 }
 
 impl LeafKey {
+    /// Signs outside MLS.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn sign(&self, label: &str, content: &[u8]) -> anyhow::Result<Vec<u8>> {
+        Ok(self.pair.sign(&signed::to_be_signed(label, content))?)
+    }
+
     /// `marker` stands before the secret in the key's PKCS#8.
     fn new(certificate: &[u8], pair: &KeyPair, marker: &[u8]) -> anyhow::Result<Self> {
         let pkcs8 = pair.serialize_der();
@@ -366,8 +374,7 @@ impl Device {
             joined_seq,
             expires_at,
         );
-        let bytes = signed::to_be_signed(signed::LEAVE, &content);
-        let signature = self.leaf_key(suite).pair.sign(&bytes);
+        let signature = self.leaf_key(suite).sign(signed::LEAVE, &content);
         let signature = signature.map_err(|error| Status::internal(error.to_string()))?;
         let request = self.by(LeaveGroupRequest {
             group: group_ref(&self.domain, group),

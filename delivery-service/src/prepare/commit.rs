@@ -176,7 +176,8 @@ pub async fn commit(
     };
     if let Message::ExternalCommit(commit) = &parsed {
         check_external_leaf(node, caller, &commit.leaf).await?;
-        prepared.introducer = introducer(node, caller, bundle, &prepared.group).await?;
+        prepared.introducer =
+            introducer(node, caller, bundle, &prepared.group, &commit.leaf).await?;
         let suite = before.suite.and_then(Suite::from_code);
         if let (Some(suite), Some(context)) = (suite, &before.group_context)
             && before.epoch == Some(epoch)

@@ -76,12 +76,13 @@ pub(crate) fn leaf_is_callers(
     Ok(certificate)
 }
 
-/// The introducing device, where its signature holds up. Its key is that of its own leaf in the stored tree, so that no directory is asked.
+/// The introducing device, where its signature holds up and is for the key that the joiner's leaf really has. Its own key is that of its own leaf in the stored tree, so that no directory is asked.
 pub(super) async fn introducer(
     node: &Node,
     caller: &Caller,
     bundle: &CommitBundle,
     group: &[u8],
+    leaf: &LeafNode,
 ) -> Result<Option<DeviceKey>, Error> {
     let Some(introduction) = &bundle.introduction else {
         return Ok(None);
@@ -110,6 +111,7 @@ pub(super) async fn introducer(
         .map_err(DbError::from)?;
     let key = leaf_key_of(&nodes, &device_ref.domain, introducer.device);
     let holds = introduction.expires_at >= now
+        && introduction.key == leaf.signature_key
         && key.is_some_and(|key| {
             signed::verify(
                 &key,

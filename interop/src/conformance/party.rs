@@ -58,7 +58,11 @@ pub fn fresh_id() -> [u8; 16] {
 }
 
 impl Party {
-    async fn enroll(place: &Place, code: String, handle: &str) -> anyhow::Result<Self> {
+    /// Enrolls a device.
+    ///
+    /// # Errors
+    /// A service refuses.
+    pub async fn enroll(place: &Place, code: String, handle: &str) -> anyhow::Result<Self> {
         let device = Device::enroll(place, code, handle)
             .await
             .with_context(|| format!("{handle} enrolls"))?;
@@ -113,9 +117,17 @@ impl Party {
     /// # Errors
     /// The service refuses.
     pub async fn create(&mut self) -> anyhow::Result<Vec<u8>> {
+        let policy = Policy::for_domain(&self.device.domain);
+        self.create_with(&policy).await
+    }
+
+    /// The same, with this policy.
+    ///
+    /// # Errors
+    /// The service refuses.
+    pub async fn create_with(&mut self, policy: &Policy) -> anyhow::Result<Vec<u8>> {
         let id = [fresh_id(), fresh_id()].concat();
-        let policy = Policy::for_domain(&self.device.domain).encode();
-        let epoch = self.engine.create(&id, &policy)?;
+        let epoch = self.engine.create(&id, &policy.encode())?;
         let tree = full_tree(&epoch.tree)?;
         self.device
             .create_group(&id, SUITE, epoch.group_info, tree)
