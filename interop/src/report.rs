@@ -204,3 +204,66 @@ pub fn junit(runs: &[Run]) -> anyhow::Result<String> {
     }
     Ok(report.to_string()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(scenario: &str, stacks: [&str; 2], outcome: Outcome) -> Run {
+        let roles = ["first", "second"].into_iter().zip(stacks);
+        Run {
+            part: Part::Scripts,
+            scenario: scenario.to_owned(),
+            suite: 1,
+            variant: "public handshake".to_owned(),
+            roles: roles.map(|(r, s)| (r.to_owned(), s.to_owned())).collect(),
+            outcome,
+            elapsed: Duration::from_millis(1500),
+        }
+    }
+
+    fn runs() -> Vec<Run> {
+        vec![
+            run("one", ["a", "a"], Outcome::Passed),
+            run(
+                "one",
+                ["a", "b"],
+                Outcome::Unsupported("no <ReInit>".into()),
+            ),
+            run(
+                "two",
+                ["b", "b"],
+                Outcome::Failed("step 3: another text".into()),
+            ),
+            run("two", ["b", "a"], Outcome::Unexpected("it works".into())),
+        ]
+    }
+
+    #[test]
+    fn a_row_for_each_scenario_and_a_column_for_each_suite_and_cast() {
+        let table = table(Part::Scripts, &runs());
+        let expected = "| scripts | suite 1 | a alone | b alone | mixed |\n|---|---|---|---|---|\n\
+                        | one | 1 passed, 1 unsupported | 1 passed |  | 1 unsupported |\n\
+                        | two | **2 wrong** |  | **1 wrong** | **1 wrong** |\n";
+        assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn nothing_is_lost_between_the_runs_and_the_summary() {
+        let summary = summary(&runs(), 2, &["c"]);
+        let expected = json!({
+            "stacks": 2, "skipped": ["c"], "scenarios": 2, "runs": 4,
+            "passed": 1, "failed": 1, "unsupported": 1, "unexpected": 1,
+        });
+        assert_eq!(summary, expected);
+    }
+
+    #[test]
+    fn junit_has_failures_as_failures_and_the_unsupported_as_skipped() {
+        let xml = junit(&runs()).unwrap();
+        for (what, count) in [("<testcase ", 4), ("<failure ", 2), ("<skipped ", 1)] {
+            assert_eq!(xml.matches(what).count(), count, "{what}: {xml}");
+        }
+        assert!(xml.contains("step 3: another text") && xml.contains("no &lt;ReInit&gt;"));
+    }
+}
