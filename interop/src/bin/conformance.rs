@@ -87,8 +87,15 @@ async fn against_ours(cli: &Cli) -> anyhow::Result<Vec<Verdict>> {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+async fn main() -> ExitCode {
+    run(Cli::parse()).await.unwrap_or_else(|error| {
+        // Nobody may be watching.
+        let _gone = writeln!(std::io::stderr(), "conformance: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let verdicts = match cli.target.clone() {
         Some(target) => against(&cli, target).await?,
         None => against_ours(&cli).await?,

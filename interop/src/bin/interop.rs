@@ -207,8 +207,15 @@ async fn play_scripts(play: &Play) -> anyhow::Result<Vec<Run>> {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+async fn main() -> ExitCode {
+    run(Cli::parse()).await.unwrap_or_else(|error| {
+        // Nobody may be watching.
+        let _gone = writeln!(std::io::stderr(), "interop: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Some(Command::Serve { stack, listen }) = cli.command {
         serve(stack, listen).await?;
         return Ok(ExitCode::SUCCESS);
