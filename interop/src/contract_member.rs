@@ -114,7 +114,7 @@ impl ContractMember {
     ) -> anyhow::Result<Self> {
         let code = world.invite(handle).await?;
         let device = Device::enroll(&world.place(), code, handle).await?;
-        let key = device.leaf_key(suite);
+        let key = device.leaf_key(suite)?;
         let identity = Identity {
             certificate: &key.certificate,
             secret: &key.secret,

@@ -1,6 +1,6 @@
 //! A device on the wire contract alone: what any client, in any language, has to do. It knows no MLS library.
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use chancery_proto::{
     auth::v1::{
         Credential, EnrollRequest, GetServiceInfoRequest, IssueTokenRequest,
@@ -27,6 +27,16 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 use uuid::Uuid;
+
+/// Signature schemes in the order of a device's keys, how their keys are made, and what stands before the secret in PKCS#8.
+const SCHEMES: [(u32, &rcgen::SignatureAlgorithm, &[u8]); 2] = [
+    (0x0807, &PKCS_ED25519, &[0x04, 0x22, 0x04, 0x20]),
+    (
+        0x0403,
+        &PKCS_ECDSA_P256_SHA256,
+        &[0x02, 0x01, 0x01, 0x04, 0x20],
+    ),
+];
 
 /// How long a leave request stands.
 const LEAVE_SECONDS: i64 = 86_400;
@@ -102,8 +112,8 @@ pub struct Device {
     pub domain: String,
     /// Who it is.
     pub person: Person,
-    /// The Ed25519 key, which it is known by, and the P-256 one.
-    keys: [LeafKey; 2],
+    /// The Ed25519 key, which it is known by, and the P-256 one where there is one.
+    keys: Vec<LeafKey>,
     auth: AuthServiceClient<Channel>,
     delivery: DeliveryServiceClient<Channel>,
     token: String,
@@ -162,13 +172,17 @@ impl Device {
         let mut auth = AuthServiceClient::new(place.connect(&place.auth_url).await?);
         let delivery = DeliveryServiceClient::new(place.connect(&place.delivery_url).await?);
         let info = auth.get_service_info(GetServiceInfoRequest {}).await?;
-        let domain = info.into_inner().domain;
-        let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        let p256 = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let info = info.into_inner();
+        let domain = info.domain;
         let proof_time = now();
         let mut credentials = Vec::new();
-        for (scheme, key) in [(0x0807, &key), (0x0403, &p256)] {
-            let csr = CertificateParams::default().serialize_request(key)?;
+        let mut pairs = Vec::new();
+        for (scheme, algorithm, marker) in SCHEMES {
+            if !info.credential_schemes.contains(&scheme) {
+                continue;
+            }
+            let key = KeyPair::generate_for(algorithm)?;
+            let csr = CertificateParams::default().serialize_request(&key)?;
             let content = signed::enroll(&domain, &code, csr.der(), proof_time);
             let proof = key.sign(&signed::to_be_signed(signed::ENROLL, &content))?;
             credentials.push(Credential {
@@ -177,6 +191,7 @@ impl Device {
                 proof: proof.into(),
                 proof_time,
             });
+            pairs.push((key, marker));
         }
         let request = EnrollRequest {
             by: Some(enroll_request::By::Invitation(code)),
@@ -184,16 +199,23 @@ impl Device {
             device_name: handle.to_owned(),
         };
         let answer = auth.enroll(request).await?.into_inner();
-        let [certificate, p256_certificate] = answer.certificates.as_slice() else {
-            bail!("{} certificates", answer.certificates.len());
-        };
+        let certificates = &answer.certificates;
+        ensure!(
+            certificates.len() == pairs.len(),
+            "{} certificates for {} keys",
+            certificates.len(),
+            pairs.len()
+        );
+        let keys: Vec<LeafKey> = pairs
+            .iter()
+            .zip(certificates)
+            .map(|((pair, marker), certificate)| LeafKey::new(certificate, pair, marker))
+            .collect::<anyhow::Result<_>>()?;
+        let certificate = certificates.first().context("no certificate")?;
         let mut device = Self {
             person: Person::of(certificate, &domain)?,
             domain,
-            keys: [
-                LeafKey::new(certificate, &key, &[0x04, 0x22, 0x04, 0x20])?,
-                LeafKey::new(p256_certificate, &p256, &[0x02, 0x01, 0x01, 0x04, 0x20])?,
-            ],
+            keys,
             auth,
             delivery: delivery.max_encoding_message_size(64 << 20),
             token: String::new(),
@@ -203,8 +225,12 @@ impl Device {
     }
 
     /// The key of its leaves in groups of a suite.
-    pub fn leaf_key(&self, suite: u16) -> &LeafKey {
-        &self.keys[usize::from(suite == 2)]
+    ///
+    /// # Errors
+    /// The Authentication Service issues no certificates for its signatures.
+    pub fn leaf_key(&self, suite: u16) -> anyhow::Result<&LeafKey> {
+        let found = self.keys.get(usize::from(suite == 2));
+        found.with_context(|| format!("no certificate for suite {suite}"))
     }
 
     async fn refresh_token(&mut self) -> anyhow::Result<()> {
@@ -374,7 +400,8 @@ impl Device {
             joined_seq,
             expires_at,
         );
-        let signature = self.leaf_key(suite).sign(signed::LEAVE, &content);
+        let key = self.leaf_key(suite);
+        let signature = key.and_then(|key| key.sign(signed::LEAVE, &content));
         let signature = signature.map_err(|error| Status::internal(error.to_string()))?;
         let request = self.by(LeaveGroupRequest {
             group: group_ref(&self.domain, group),

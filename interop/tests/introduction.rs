@@ -65,6 +65,7 @@ fn introduction(by: &Party, joiner: &Party, key: &[u8], group: &[u8]) -> Introdu
     let signature = by
         .device
         .leaf_key(SUITE)
+        .unwrap()
         .sign(signed::INTRODUCTION, &content);
     Introduction {
         introducer: Some(DeviceRef {
@@ -99,7 +100,7 @@ async fn a_new_device_of_a_members_user_joins_from_outside_when_it_is_introduced
     // Nobody's word, the word of somebody else's device, the word for another user's device, the word for another key.
     let bare = external(&mut phone, &mut laptop, &group).await;
     refused(laptop.submit(bare.clone()).await, &[Reason::Group]).unwrap();
-    let key = laptop.device.leaf_key(SUITE).public_key.clone();
+    let key = laptop.device.leaf_key(SUITE).unwrap().public_key.clone();
     let mut of_ben = bare.clone();
     of_ben.bundles[0].introduction = Some(introduction(&ben, &laptop, &key, &group));
     refused(
@@ -108,7 +109,7 @@ async fn a_new_device_of_a_members_user_joins_from_outside_when_it_is_introduced
     )
     .unwrap();
     let mut for_dora = external(&mut phone, &mut stranger, &group).await;
-    let her_key = stranger.device.leaf_key(SUITE).public_key.clone();
+    let her_key = stranger.device.leaf_key(SUITE).unwrap().public_key.clone();
     for_dora.bundles[0].introduction = Some(introduction(&phone, &stranger, &her_key, &group));
     refused(
         stranger.submit(for_dora).await,

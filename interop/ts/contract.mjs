@@ -52,9 +52,9 @@ export class Device {
     device.auth = new chancery.auth.v1.AuthService(address(auth_url), insecure, options);
     device.delivery = new chancery.delivery.v1.DeliveryService(address(delivery_url), insecure, options);
     device.metadata = new grpc.Metadata();
-    const { domain } = await device.ask("auth", "GetServiceInfo", {});
+    const { domain, credential_schemes: schemes } = await device.ask("auth", "GetServiceInfo", {});
     device.domain = domain;
-    device.keys = [newKey("ed25519"), newKey("ec")];
+    device.keys = [newKey("ed25519"), newKey("ec")].filter(({ scheme }) => schemes.includes(scheme));
     const time = now();
     const enrolled = await device.ask("auth", "Enroll", {
       invitation: code, device_name: handle,

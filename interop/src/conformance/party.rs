@@ -66,7 +66,7 @@ impl Party {
         let device = Device::enroll(place, code, handle)
             .await
             .with_context(|| format!("{handle} enrolls"))?;
-        let key = device.leaf_key(SUITE);
+        let key = device.leaf_key(SUITE)?;
         let identity = Identity {
             certificate: &key.certificate,
             secret: &key.secret,

@@ -144,7 +144,7 @@ async fn nobody_is_named(p: &mut Parties) -> anyhow::Result<()> {
         person.user.as_bytes().to_vec(),
         person.device.to_string().into_bytes(),
         person.user.to_string().into_bytes(),
-        p.ben.device.leaf_key(SUITE).public_key.clone(),
+        p.ben.device.leaf_key(SUITE)?.public_key.clone(),
     ];
     for name in names {
         ensure!(
