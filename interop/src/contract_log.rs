@@ -3,18 +3,17 @@
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
     certificate,
-    chain::{self, ChainInput},
     commit_info::{CommitInfo, MessageData},
     delivery::v1::{Entry, EntryKind, LeaveRequestPayload},
     framing::{self, Message},
     signed,
 };
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    contract_member::{ContractMember, infos, minus},
+    contract::{chain_after, members},
+    contract_member::{ContractMember, minus},
     engine::Processed,
     wire::Person,
     world::DOMAIN,
@@ -57,18 +56,7 @@ impl ContractMember {
     /// One entry: the chain, then whatever it is.
     fn apply(&mut self, group: &[u8], entry: &Entry, payload: &[u8]) -> anyhow::Result<()> {
         let known = self.known(group)?;
-        let value = chain::next(
-            &known.chain,
-            &ChainInput {
-                group,
-                seq: entry.seq,
-                epoch_seq: entry.epoch_seq,
-                kind: entry.kind,
-                message_id: &entry.message_id,
-                accepted_at_micros: entry.accepted_at_micros,
-                payload_sha256: &Sha256::digest(payload).into(),
-            },
-        );
+        let value = chain_after(&known.chain, group, entry, payload);
         ensure!(entry.seq == known.head_seq + 1, "a hole in the log");
         ensure!(
             entry.chain == value[..],
@@ -190,7 +178,7 @@ impl ContractMember {
             None => (minus(&after, before), minus(before, &after)),
         };
         ensure!(
-            info.added == infos(&added) && info.removed == infos(&removed),
+            info.added == members(DOMAIN, added) && info.removed == members(DOMAIN, removed),
             "the CommitInfo is not what the Commit does"
         );
         Ok(())

@@ -7,9 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, bail, ensure};
 use chancery_proto::{
-    commit_info::{CommitInfo, Member as InfoMember, MessageData},
+    commit_info::CommitInfo,
     common::v1::Reason,
-    delivery::v1::{CommitBundle, SendMessageRequest, SubmitCommitRequest, Welcome},
+    delivery::v1::{SendMessageRequest, SubmitCommitRequest, Welcome},
     policy::Policy,
     status::Refusal,
 };
@@ -17,7 +17,8 @@ use tonic::{Code, Status, async_trait};
 use uuid::Uuid;
 
 use crate::{
-    engine::{Engine, Identity, Made},
+    contract::{aad, bundle, members},
+    engine::{Engine, Identity},
     stack::{Change, EXPORTER_LABEL, Race, Stack, State},
     wire::{Device, Person, full_tree, group_ref},
     world::{DOMAIN, World},
@@ -61,20 +62,6 @@ pub struct ContractMember {
     groups: HashMap<Vec<u8>, Known>,
 }
 
-pub(crate) fn infos(people: &[Person]) -> Vec<InfoMember> {
-    let mut members: Vec<_> = people
-        .iter()
-        .map(|person| InfoMember {
-            domain: DOMAIN.to_owned(),
-            user: *person.user.as_bytes(),
-            device: *person.device.as_bytes(),
-        })
-        .collect();
-    members.sort();
-    members.dedup();
-    members
-}
-
 pub(crate) fn minus(all: &[Person], without: &[Person]) -> Vec<Person> {
     all.iter()
         .filter(|p| !without.contains(p))
@@ -84,14 +71,6 @@ pub(crate) fn minus(all: &[Person], without: &[Person]) -> Vec<Person> {
 
 fn chain32(bytes: &[u8]) -> anyhow::Result<[u8; 32]> {
     bytes.try_into().context("a chain value of another length")
-}
-
-fn aad(id: Uuid, info: Option<CommitInfo>) -> Vec<u8> {
-    MessageData {
-        message_id: Some(*id.as_bytes()),
-        commit_info: info,
-    }
-    .encode()
 }
 
 /// The winner's seq, when this is the refusal of a lost race.
@@ -186,17 +165,6 @@ impl ContractMember {
         Ok(self.device.acknowledge(welcome).await?)
     }
 
-    fn bundle(&self, id: Uuid, made: Made) -> anyhow::Result<CommitBundle> {
-        Ok(CommitBundle {
-            message_id: id.as_bytes().to_vec().into(),
-            commit: made.commit.into(),
-            welcomes: made.welcome.into_iter().map(Into::into).collect(),
-            group_info: made.epoch.group_info.into(),
-            tree: Some(full_tree(&made.epoch.tree)?),
-            ..CommitBundle::default()
-        })
-    }
-
     /// Makes a Commit on the group as it is, and keeps it.
     async fn stage(&mut self, group: &[u8], change: &Change) -> anyhow::Result<()> {
         let packages = match change.add.as_slice() {
@@ -212,8 +180,8 @@ impl ContractMember {
         let direct = minus(&minus(&wanted, &removed), &[own]);
         removed.extend(&direct);
         let info = CommitInfo {
-            added: infos(&change.add),
-            removed: infos(&removed),
+            added: members(DOMAIN, change.add.iter().copied()),
+            removed: members(DOMAIN, removed),
             proposals: known.proposals.iter().map(|(seq, _)| *seq).collect(),
             seen_seq: known.head_seq,
             seen_chain: known.chain,
@@ -224,11 +192,11 @@ impl ContractMember {
             .iter()
             .map(|person| self.index_of(group, *person))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let aad = aad(id, Some(info));
+        let aad = aad(*id.as_bytes(), Some(info));
         let made = self.engine.commit(group, &packages, &leaves, &aad)?;
         let request = SubmitCommitRequest {
             group: group_ref(DOMAIN, group),
-            bundles: vec![self.bundle(id, made)?],
+            bundles: vec![bundle(*id.as_bytes(), made)?],
             epoch_seq,
         };
         self.known(group)?.pending = Some(Pending {
@@ -320,7 +288,9 @@ impl Stack for ContractMember {
             self.commit(group, &Change::default()).await?;
         }
         let id = Uuid::new_v4();
-        let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
+        let message = self
+            .engine
+            .send(group, text.as_bytes(), &aad(*id.as_bytes(), None))?;
         let request = self.message(group, id, message)?;
         self.known(group)?.own.insert(id, Some(text.to_owned()));
         Ok(self.device.send(request).await?.seq)
@@ -328,7 +298,9 @@ impl Stack for ContractMember {
 
     async fn send_twice(&mut self, group: &[u8], text: &str) -> anyhow::Result<[u64; 2]> {
         let id = Uuid::new_v4();
-        let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
+        let message = self
+            .engine
+            .send(group, text.as_bytes(), &aad(*id.as_bytes(), None))?;
         let request = self.message(group, id, message)?;
         self.known(group)?.own.insert(id, Some(text.to_owned()));
         let first = self.device.send(request.clone()).await?;
@@ -348,7 +320,9 @@ impl Stack for ContractMember {
         let mut requests = Vec::new();
         for text in texts {
             let id = Uuid::new_v4();
-            let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
+            let message = self
+                .engine
+                .send(group, text.as_bytes(), &aad(*id.as_bytes(), None))?;
             requests.push(self.message(group, id, message)?);
             self.known(group)?.own.insert(id, Some(text.clone()));
         }
@@ -369,7 +343,9 @@ impl Stack for ContractMember {
         self.read(group).await?;
         let id = Uuid::new_v4();
         let leaf = self.index_of(group, whom)?;
-        let message = self.engine.propose_remove(group, leaf, &aad(id, None))?;
+        let message = self
+            .engine
+            .propose_remove(group, leaf, &aad(*id.as_bytes(), None))?;
         let request = self.message(group, id, message)?;
         // The library keeps its own proposal; its entry in the log brings nothing new.
         self.known(group)?.own.insert(id, None);
@@ -385,17 +361,17 @@ impl Stack for ContractMember {
             let tree = self.device.tree(group, info.epoch_seq).await?;
             let id = Uuid::new_v4();
             let commit_info = CommitInfo {
-                added: infos(&[own]),
-                removed: infos(&[own]),
+                added: members(DOMAIN, [own]),
+                removed: members(DOMAIN, [own]),
                 seen_seq: info.head_seq,
                 seen_chain: chain32(&info.chain)?,
                 ..CommitInfo::default()
             };
-            let aad = aad(id, Some(commit_info));
+            let aad = aad(*id.as_bytes(), Some(commit_info));
             let made = self.engine.external(group, &info.group_info, &tree, &aad)?;
             let request = SubmitCommitRequest {
                 group: group_ref(DOMAIN, group),
-                bundles: vec![self.bundle(id, made)?],
+                bundles: vec![bundle(*id.as_bytes(), made)?],
                 epoch_seq: info.epoch_seq,
             };
             let result = match self.device.submit(request).await {

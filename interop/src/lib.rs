@@ -6,6 +6,7 @@
 //! | [`wire`] | a device on the wire contract alone: nothing of our client is in it |
 //! | [`stack`] | what a member can do, whatever MLS library it stands on |
 //! | [`openmls_member`] | our client as a member |
+//! | [`contract`] | what requests and entries are made of, for every member on the contract |
 //! | [`contract_member`] | a member on the contract alone, on any [`engine`] |
 //! | [`mls_rs_engine`], [`ts_engine`] | mls-rs; ts-mls in a Node process |
 //! | [`ts_member`], [`node_process`] | a member that is a Node program of its own |
@@ -18,6 +19,7 @@
 //! | [`plan`], [`report`] | which stacks play which roles; what came of it |
 
 pub mod conformance;
+pub mod contract;
 mod contract_log;
 pub mod contract_member;
 pub mod engine;

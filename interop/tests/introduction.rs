@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use chancery_proto::{
-    commit_info::{CommitInfo, Member, MessageData},
+    commit_info::CommitInfo,
     common::v1::{DeviceRef, Reason},
     delivery::v1::{Introduction, SubmitCommitRequest},
     policy::{ExternalJoin, Policy},
@@ -11,8 +11,9 @@ use chancery_proto::{
 use interop::{
     conformance::{
         expect::refused,
-        party::{Party, Plan, SUITE, bundle, fresh_id},
+        party::{Party, Plan, SUITE, fresh_id},
     },
+    contract::{aad, bundle, members},
     world::World,
 };
 
@@ -25,25 +26,17 @@ async fn party(world: &World, handle: &str) -> Party {
 async fn external(member: &mut Party, joiner: &mut Party, group: &[u8]) -> SubmitCommitRequest {
     let stored = member.device.group_info(group).await.unwrap();
     let tree = member.device.tree(group, stored.epoch_seq).await.unwrap();
-    let person = joiner.person();
     let id = fresh_id();
     let info = CommitInfo {
-        added: vec![Member {
-            domain: joiner.device.domain.clone(),
-            user: *person.user.as_bytes(),
-            device: *person.device.as_bytes(),
-        }],
+        added: members(&joiner.device.domain, [joiner.person()]),
         seen_seq: stored.head_seq,
         seen_chain: stored.chain[..].try_into().unwrap(),
         ..CommitInfo::default()
     };
-    let data = MessageData {
-        message_id: Some(id),
-        commit_info: Some(info),
-    };
+    let data = aad(id, Some(info));
     let made = joiner
         .engine
-        .external(group, &stored.group_info, &tree, &data.encode())
+        .external(group, &stored.group_info, &tree, &data)
         .unwrap();
     SubmitCommitRequest {
         group: joiner.group(group),

@@ -9,8 +9,9 @@ use chancery_proto::{
 use super::{
     Check,
     expect::refused,
-    party::{Parties, Plan, bundle, fresh_id},
+    party::{Parties, Plan, fresh_id},
 };
+use crate::contract::{aad, bundle};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -141,7 +142,7 @@ async fn public_message(p: &mut Parties) -> anyhow::Result<()> {
     message.put_vector(&group);
     message.put(&1u64.to_be_bytes());
     message.put(&[1, 0, 0, 0, 0]);
-    message.put_vector(&super::party::aad(id));
+    message.put_vector(&aad(id, None));
     message.put(&[1]);
     for field in [&b"text"[..], &[7; 64], &[7; 32]] {
         message.put_vector(field);
@@ -194,14 +195,12 @@ async fn resync(p: &mut Parties) -> anyhow::Result<()> {
         ..Plan::default()
     };
     let id = fresh_id();
-    let data = chancery_proto::commit_info::MessageData {
-        message_id: Some(id),
-        commit_info: Some(p.ben.commit_info(&group, &own).await?),
-    };
+    let commit_info = p.ben.commit_info(&group, &own).await?;
+    let data = aad(id, Some(commit_info));
     let made = p
         .ben
         .engine
-        .external(&group, &info.group_info, &tree, &data.encode())?;
+        .external(&group, &info.group_info, &tree, &data)?;
     let commit = made.commit.clone();
     let request = SubmitCommitRequest {
         group: p.ben.group(&group),
@@ -376,7 +375,7 @@ async fn by_reference(p: &mut Parties) -> anyhow::Result<()> {
     let text = p
         .cleo
         .engine
-        .send(&group, b"still here", &super::party::aad(fresh_id()))?;
+        .send(&group, b"still here", &aad(fresh_id(), None))?;
     ensure!(!text.is_empty(), "no message");
     let read = p.cleo.device.group_info(&group).await;
     refused(read, &[Reason::Group])?;

@@ -6,8 +6,9 @@ use chancery_proto::{common::v1::Reason, delivery::v1::Outcome};
 use super::{
     Check,
     expect::refused,
-    party::{Parties, Plan, aad, fresh_id},
+    party::{Parties, Plan, fresh_id},
 };
+use crate::contract::aad;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -181,8 +182,8 @@ async fn same_message(p: &mut Parties) -> anyhow::Result<()> {
 async fn other_content(p: &mut Parties) -> anyhow::Result<()> {
     let group = p.two().await?;
     let id = fresh_id();
-    let first = p.anna.engine.send(&group, b"one", &aad(id))?;
-    let other = p.anna.engine.send(&group, b"two", &aad(id))?;
+    let first = p.anna.engine.send(&group, b"one", &aad(id, None))?;
+    let other = p.anna.engine.send(&group, b"two", &aad(id, None))?;
     let first = p.anna.request(&group, id, first).await?;
     let other = p.anna.request(&group, id, other).await?;
     p.anna.device.send(first).await?;

@@ -2,16 +2,17 @@
 
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
-    commit_info::{CommitInfo, Member, MessageData},
+    commit_info::CommitInfo,
     common::v1::GroupRef,
-    delivery::v1::{CommitBundle, CommitResult, SendMessageRequest, SubmitCommitRequest, Welcome},
+    delivery::v1::{CommitResult, SendMessageRequest, SubmitCommitRequest, Welcome},
     policy::Policy,
 };
 use tonic::Status;
 use uuid::Uuid;
 
 use crate::{
-    engine::{Engine, Identity, Made},
+    contract::{aad, bundle, members},
+    engine::{Engine, Identity},
     mls_rs_engine,
     wire::{Device, Person, Place, full_tree, group_ref},
 };
@@ -88,20 +89,6 @@ impl Party {
         group_ref(&self.device.domain, id)
     }
 
-    fn members(&self, people: impl IntoIterator<Item = Person>) -> Vec<Member> {
-        let mut members: Vec<Member> = people
-            .into_iter()
-            .map(|person| Member {
-                domain: self.device.domain.clone(),
-                user: *person.user.as_bytes(),
-                device: *person.device.as_bytes(),
-            })
-            .collect();
-        members.sort();
-        members.dedup();
-        members
-    }
-
     /// Publishes a KeyPackage, and who it is for.
     ///
     /// # Errors
@@ -144,8 +131,8 @@ impl Party {
         let added = plan.add.iter().map(|(person, _)| *person);
         let removed = plan.remove.iter().chain(&plan.proposed).copied();
         Ok(CommitInfo {
-            added: self.members(added),
-            removed: self.members(removed),
+            added: members(&self.device.domain, added),
+            removed: members(&self.device.domain, removed),
             proposals: plan.proposals.clone(),
             seen_seq: stored.head_seq,
             seen_chain: stored.chain[..].try_into().context("a chain value")?,
@@ -173,13 +160,8 @@ impl Party {
         }
         let packages: Vec<Vec<u8>> = plan.add.iter().map(|(_, bytes)| bytes.clone()).collect();
         let id = fresh_id();
-        let data = MessageData {
-            message_id: Some(id),
-            commit_info: info,
-        };
-        let made = self
-            .engine
-            .commit(group, &packages, &leaves, &data.encode())?;
+        let data = aad(id, info);
+        let made = self.engine.commit(group, &packages, &leaves, &data)?;
         let epoch_seq = self.device.group_info(group).await?.epoch_seq;
         Ok(SubmitCommitRequest {
             group: self.group(group),
@@ -259,7 +241,7 @@ impl Party {
     /// The library says no.
     pub async fn frame(&mut self, group: &[u8], text: &str) -> anyhow::Result<SendMessageRequest> {
         let id = fresh_id();
-        let message = self.engine.send(group, text.as_bytes(), &aad(id))?;
+        let message = self.engine.send(group, text.as_bytes(), &aad(id, None))?;
         self.request(group, id, message).await
     }
 
@@ -279,7 +261,7 @@ impl Party {
             .find(|(_, der)| Person::of(der, &domain).is_ok_and(|person| person == whom));
         let leaf = leaf.context("nobody to remove")?.0;
         let id = fresh_id();
-        let message = self.engine.propose_remove(group, leaf, &aad(id))?;
+        let message = self.engine.propose_remove(group, leaf, &aad(id, None))?;
         self.request(group, id, message).await
     }
 
@@ -309,30 +291,6 @@ impl Party {
     pub async fn head(&mut self, group: &[u8]) -> anyhow::Result<u64> {
         Ok(self.device.group_info(group).await?.head_seq)
     }
-}
-
-/// Authenticated data of a message.
-pub fn aad(id: [u8; 16]) -> Vec<u8> {
-    MessageData {
-        message_id: Some(id),
-        commit_info: None,
-    }
-    .encode()
-}
-
-/// A Commit as it is submitted.
-///
-/// # Errors
-/// Its tree is none.
-pub fn bundle(id: [u8; 16], made: Made) -> anyhow::Result<CommitBundle> {
-    Ok(CommitBundle {
-        message_id: id.to_vec().into(),
-        commit: made.commit.into(),
-        welcomes: made.welcome.into_iter().map(Into::into).collect(),
-        group_info: made.epoch.group_info.into(),
-        tree: Some(full_tree(&made.epoch.tree)?),
-        ..CommitBundle::default()
-    })
 }
 
 impl Parties {

@@ -2,19 +2,19 @@
 
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
-    chain::{self, ChainInput},
+    chain,
     common::v1::Reason,
     delivery::v1::{Cursor, Frame, SendMessageRequest, SubscribeRequest, frame},
     policy::Policy,
 };
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 
 use super::{
     Check,
     expect::refused,
-    party::{Parties, Plan, SUITE, aad, fresh_id},
+    party::{Parties, Plan, SUITE, fresh_id},
 };
+use crate::contract::{aad, chain_after};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -65,7 +65,11 @@ async fn foreign_is_unknown(p: &mut Parties) -> anyhow::Result<()> {
         let send = SendMessageRequest {
             group: p.dora.group(group),
             message_id: id.to_vec().into(),
-            message: p.dora.engine.send(group, b"let me in", &aad(id))?.into(),
+            message: p
+                .dora
+                .engine
+                .send(group, b"let me in", &aad(id, None))?
+                .into(),
             ..SendMessageRequest::default()
         };
         refused(p.dora.device.send(send).await, &[Reason::Group])?;
@@ -172,18 +176,7 @@ async fn dense_and_chained(p: &mut Parties) -> anyhow::Result<()> {
     let read = p.anna.device.read(&group, 0).await?;
     for (place, (entry, payload)) in (1..).zip(&read) {
         ensure!(entry.seq == place, "seq {} stands at {place}", entry.seq);
-        value = chain::next(
-            &value,
-            &ChainInput {
-                group: &group,
-                seq: entry.seq,
-                epoch_seq: entry.epoch_seq,
-                kind: entry.kind,
-                message_id: &entry.message_id,
-                accepted_at_micros: entry.accepted_at_micros,
-                payload_sha256: &Sha256::digest(payload).into(),
-            },
-        );
+        value = chain_after(&value, &group, entry, payload);
         ensure!(
             entry.chain == value[..],
             "the chain breaks at {}",
