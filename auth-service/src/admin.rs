@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 use uuid::Uuid;
 
 use crate::{
+    access::{self, Act},
     directory::{next_page_token, page_size, read_page_token, shown},
     enroll::code_hash,
     error::{Error, status},
@@ -62,6 +63,18 @@ impl Admin {
             organisation: organisation.to_owned(),
             suspended: false,
         })
+    }
+
+    async fn change<T>(
+        &self,
+        request: &Request<T>,
+        user: Option<UserRef>,
+        act: Act,
+    ) -> Result<u64, Status> {
+        let user = access::user_id(&self.node, user.as_ref()).map_err(status)?;
+        access::change(&self.node, user, act, actor(request))
+            .await
+            .map_err(status)
     }
 
     async fn invite(
@@ -280,16 +293,29 @@ impl AdminService for Admin {
 
     async fn suspend_user(
         &self,
-        _request: Request<SuspendUserRequest>,
+        request: Request<SuspendUserRequest>,
     ) -> Result<Response<SuspendUserResponse>, Status> {
-        later("SuspendUser")
+        let user = request.get_ref().user.clone();
+        let seq = self.change(&request, user, Act::Suspend).await?;
+        Ok(Response::new(SuspendUserResponse { seq }))
     }
 
     async fn reinstate_user(
         &self,
-        _request: Request<ReinstateUserRequest>,
+        request: Request<ReinstateUserRequest>,
     ) -> Result<Response<ReinstateUserResponse>, Status> {
-        later("ReinstateUser")
+        let user = request.get_ref().user.clone();
+        let seq = self.change(&request, user, Act::Reinstate).await?;
+        Ok(Response::new(ReinstateUserResponse { seq }))
+    }
+
+    async fn delete_user(
+        &self,
+        request: Request<DeleteUserRequest>,
+    ) -> Result<Response<DeleteUserResponse>, Status> {
+        let user = request.get_ref().user.clone();
+        let seq = self.change(&request, user, Act::Delete).await?;
+        Ok(Response::new(DeleteUserResponse { seq }))
     }
 
     async fn admin_revoke_device(

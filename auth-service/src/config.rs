@@ -60,6 +60,14 @@ pub struct Config {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub feed_poll_millis: u64,
+    /// How often certificates that ended are looked for.
+    #[arg(
+        long,
+        env = "CHANCERY_AS_EXPIRY_LOOK_SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub expiry_look_seconds: u64,
     /// Difference between clocks that is forgiven.
     #[arg(long, env = "CHANCERY_AS_CLOCK_LEEWAY_SECONDS", default_value_t = 60)]
     pub clock_leeway_seconds: u32,

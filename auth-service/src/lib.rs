@@ -9,11 +9,12 @@
 //! | [`enroll`], [`credentials`], [`keys`] | invitation and key to device, certificates, what signs them |
 //! | [`tokens`] | client assertion to access token |
 //! | [`directory`] | names, people, their devices |
-//! | [`revocations`], [`feed`] | ending access; the one signed feed that says so |
+//! | [`revocations`], [`access`], [`feed`] | ending access of devices, of people, with certificates; the one signed feed that says so |
 //! | [`store`] | every SQL statement |
 //! | [`error`] | errors and their one map to a status |
 //! | [`node`] | what the use cases share |
 
+pub mod access;
 pub mod admin;
 pub mod caller;
 pub mod config;
@@ -62,6 +63,11 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V2__p256_keys.sql"),
             oldest_binary: 2,
         },
+        Step {
+            name: "V3__access",
+            sql: include_str!("../migrations/V3__access.sql"),
+            oldest_binary: 2,
+        },
     ],
 };
 
@@ -103,6 +109,7 @@ pub async fn serve(
     if let Some(bound) = listeners.ops {
         tokio::spawn(ops::serve_ops(bound, db, shutdown.clone()));
     }
+    tokio::spawn(access::run_expiry(node.clone(), shutdown.clone()));
     let public = AuthServiceServer::new(rpc::Rpc::new(node.clone(), shutdown.clone()))
         .max_decoding_message_size(request_bytes);
     let admin =

@@ -5,8 +5,9 @@ use std::{io::Write as _, path::PathBuf};
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
     auth::v1::{
-        AdminRevokeDeviceRequest, CreateInvitationRequest, ImportUsersRequest, ListAuditRequest,
-        ListInvitationsRequest, ListUsersRequest, User, admin_service_client::AdminServiceClient,
+        AdminRevokeDeviceRequest, CreateInvitationRequest, DeleteUserRequest, ImportUsersRequest,
+        ListAuditRequest, ListInvitationsRequest, ListUsersRequest, ReinstateUserRequest,
+        SuspendUserRequest, User, admin_service_client::AdminServiceClient,
     },
     certificate,
     common::v1::{DeviceRef, UserRef},
@@ -75,6 +76,21 @@ pub enum Users {
         /// The file.
         file: PathBuf,
     },
+    /// Cuts a person off, for a while: tokens, requests and streams end, nothing is removed.
+    Suspend(Person),
+    /// Lets a suspended person in again.
+    Reinstate(Person),
+    /// Ends a person for ever: every device is removed from its groups, the names go.
+    Delete(Person),
+}
+
+/// One person.
+#[derive(Debug, clap::Args)]
+pub struct Person {
+    #[command(flatten)]
+    target: Target,
+    /// `mimi://<domain>/u/<uuid>`, as `users list` prints it.
+    user: String,
 }
 
 /// `auth-service devices …`
@@ -241,7 +257,43 @@ pub async fn users(command: Users) -> anyhow::Result<()> {
             }
             print(&json!({ "created": created, "updated": updated }))
         }
+        Users::Suspend(person) => {
+            let (mut client, user) = person.connect().await?;
+            let request = SuspendUserRequest { user };
+            let seq = client.suspend_user(request).await?.into_inner().seq;
+            print(&json!({ "user": person.user, "seq": seq }))
+        }
+        Users::Reinstate(person) => {
+            let (mut client, user) = person.connect().await?;
+            let request = ReinstateUserRequest { user };
+            let seq = client.reinstate_user(request).await?.into_inner().seq;
+            print(&json!({ "user": person.user, "seq": seq }))
+        }
+        Users::Delete(person) => {
+            let (mut client, user) = person.connect().await?;
+            let request = DeleteUserRequest { user };
+            let seq = client.delete_user(request).await?.into_inner().seq;
+            print(&json!({ "user": person.user, "seq": seq }))
+        }
     }
+}
+
+impl Person {
+    async fn connect(&self) -> anyhow::Result<(AdminServiceClient<Channel>, Option<UserRef>)> {
+        let (domain, id) = named(&self.user, "u")?;
+        Ok((connect(&self.target).await?, Some(UserRef { domain, id })))
+    }
+}
+
+/// Domain and id of `mimi://<domain>/<kind>/<uuid>`.
+fn named(uri: &str, kind: &str) -> anyhow::Result<(String, bytes::Bytes)> {
+    let (domain, id) = uri
+        .strip_prefix("mimi://")
+        .and_then(|rest| rest.split_once(&format!("/{kind}/")))
+        .with_context(|| format!("{uri:?} is not written mimi://<domain>/{kind}/<uuid>"))?;
+    ensure!(!domain.is_empty(), "the domain is empty");
+    let id = id.parse::<Uuid>()?.as_bytes().to_vec().into();
+    Ok((domain.to_owned(), id))
 }
 
 /// Every line is read before the first is sent.
@@ -278,16 +330,9 @@ fn read_people(file: &PathBuf) -> anyhow::Result<Vec<User>> {
 /// No connection, or the service's refusal.
 pub async fn devices(command: Devices) -> anyhow::Result<()> {
     let Devices::Revoke { target, device } = command;
-    let (domain, id) = device
-        .strip_prefix("mimi://")
-        .and_then(|rest| rest.split_once("/d/"))
-        .context("a device is written mimi://<domain>/d/<uuid>")?;
-    ensure!(!domain.is_empty(), "the device's domain is empty");
+    let (domain, id) = named(&device, "d")?;
     let request = AdminRevokeDeviceRequest {
-        device: Some(DeviceRef {
-            domain: domain.to_owned(),
-            id: id.parse::<Uuid>()?.as_bytes().to_vec().into(),
-        }),
+        device: Some(DeviceRef { domain, id }),
     };
     let done = connect(&target)
         .await?

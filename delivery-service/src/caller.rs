@@ -9,6 +9,14 @@ use uuid::Uuid;
 
 use crate::{domains::Domains, error::Error, group::DeviceKey, issuers::Issuers, store};
 
+/// Its user is suspended, or its certificate expired: cut off until the Authentication Service says otherwise.
+pub fn suspended() -> Error {
+    Error::refused(
+        Reason::UserSuspended,
+        "this user is suspended, or the device's certificate expired",
+    )
+}
+
 /// Who calls: a device and its user, vouched for by a token.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -52,20 +60,25 @@ impl Gate {
         let client = db.client().await?;
         let now = store::groups::now(&**client).await.map_err(DbError::from)?;
         let caller = self.verify(token, now / 1_000_000)?;
-        let known = store::devices::find(&**client, &[caller.key])
+        let standing = store::devices::standing(&**client, caller.key, caller.user)
             .await
             .map_err(DbError::from)?;
-        match known.first() {
-            Some(device) if device.revoked => Err(Error::refused(
+        if standing.revoked {
+            return Err(Error::refused(
                 Reason::DeviceRevoked,
                 "this device was revoked",
-            )),
-            Some(device) if device.user != caller.user => Err(Error::refused(
+            ));
+        }
+        if standing.suspended {
+            return Err(suspended());
+        }
+        if standing.user.is_some_and(|user| user != caller.user) {
+            return Err(Error::refused(
                 Reason::TokenInvalid,
                 "the device belongs to another user",
-            )),
-            _ => Ok(caller),
+            ));
         }
+        Ok(caller)
     }
 
     /// How long a stream of this caller may go on. The clock is the database's, the wait is this node's.

@@ -42,6 +42,22 @@ pub struct Config {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub heartbeat_seconds: u64,
+    /// How often entries past retention are looked for.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_RETENTION_LOOK_SECONDS",
+        default_value_t = 3_600,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub retention_look_seconds: u64,
+    /// How long after the first reported failure an unsettled Commit is voided, if nobody confirms it meanwhile.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_VOID_AFTER_SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub void_after_seconds: u32,
     /// Difference between clocks that is forgiven.
     #[arg(long, env = "CHANCERY_DS_CLOCK_LEEWAY_SECONDS", default_value_t = 60)]
     pub clock_leeway_seconds: u32,
@@ -124,9 +140,17 @@ pub struct Limits {
         default_value_t = 2_592_000
     )]
     pub welcome_lifetime_seconds: u32,
-    /// How long entries are kept at least.
+    /// How long application messages are kept; their ids and their places in the chain outlive them.
     #[arg(long, env = "CHANCERY_DS_RETENTION_DAYS", default_value_t = 30)]
     pub retention_days: u32,
+    /// How long Commits and everything else in a log are kept: a device that was away for less catches up, one that was away for longer comes back by
+    /// an external Commit.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_HANDSHAKE_RETENTION_DAYS",
+        default_value_t = 365
+    )]
+    pub handshake_retention_days: u32,
 }
 
 impl Limits {
@@ -159,6 +183,11 @@ impl Limits {
                 self.welcome_lifetime_seconds,
                 "seconds",
             ),
+            (
+                "handshake_retention_days",
+                self.handshake_retention_days,
+                "days",
+            ),
         ]
         .into_iter()
         .map(|(name, value, unit)| Limit {
@@ -181,6 +210,13 @@ impl Limits {
             return Err(format!(
                 "request_bytes ({}) is less than two messages, a Welcome and a GroupInfo together ({parts})",
                 self.request_bytes
+            ));
+        }
+        // An id must be known for as long as clients repeat it, and Commits for as long as messages that they decrypt.
+        if self.retention_days < 7 || self.handshake_retention_days < self.retention_days.max(30) {
+            return Err(format!(
+                "retention_days ({}) is less than 7, or handshake_retention_days ({}) less than that or than 30",
+                self.retention_days, self.handshake_retention_days
             ));
         }
         // A joiner's cut Welcome travels in one frame, which must fit a default gRPC receiver.

@@ -2,12 +2,22 @@
 
 use std::sync::Arc;
 
-use chancery_proto::{chain, common::v1::Reason, delivery::v1::CreateGroupResponse};
+use chancery_proto::{
+    chain,
+    common::v1::Reason,
+    delivery::v1::{CreateGroupResponse, EntryKind, ReplacedPayload},
+};
+use prost::Message as _;
 use service_kit::db::{Transaction, TxError};
 
 use crate::{
-    caller::Caller, error::Error, group::Head, node::Node, prepare::PreparedGroup, store,
-    submit::flatten,
+    caller::Caller,
+    error::Error,
+    group::{Group, Head, Stage},
+    node::Node,
+    prepare::{PreparedGroup, Replaces},
+    read, store,
+    submit::{Body, append_entry, flatten, read_caller},
 };
 
 /// Creates a group of exactly the caller. A repeat by the same device with the same bytes gets the first answer.
@@ -20,16 +30,24 @@ pub async fn create_group(
     group: PreparedGroup,
 ) -> Result<CreateGroupResponse, Error> {
     let group = Arc::new(group);
-    let who = caller.clone();
+    let payload = ReplacedPayload {
+        successor: Some(read::group_ref(node, &group.group)),
+        by: Some(node.domains.device_ref(caller.key)),
+    };
+    let (shared, who) = (group.clone(), caller.clone());
     let response = node
         .db
         .run_tx("create_group", move |tx| {
-            let (group, who) = (group.clone(), who.clone());
-            Box::pin(async move { create_in(tx, &who, &group).await })
+            let (group, who) = (shared.clone(), who.clone());
+            let payload = payload.encode_to_vec();
+            Box::pin(async move { create_in(tx, &who, &group, &payload).await })
         })
         .await
         .map_err(flatten)?;
     node.hub.device_changed(caller.key);
+    if let Some(old) = &group.replaces {
+        node.hub.group_changed(&old.group);
+    }
     Ok(response)
 }
 
@@ -37,6 +55,7 @@ async fn create_in(
     tx: &Transaction<'_>,
     caller: &Caller,
     group: &PreparedGroup,
+    replaced: &[u8],
 ) -> Result<CreateGroupResponse, TxError<Error>> {
     let device = store::devices::remember(tx, caller.key, caller.user).await?;
     if device.revoked {
@@ -70,8 +89,11 @@ async fn create_in(
             )))
         };
     }
+    if let Some(old) = &group.replaces {
+        close_replaced(tx, caller, old, replaced).await?;
+    }
     let head = Head {
-        open: true,
+        stage: Stage::Open,
         seq: 0,
         epoch: group.epoch,
         epoch_seq: 0,
@@ -92,9 +114,37 @@ async fn create_in(
         group_state_hash: group.group_state_hash.to_vec(),
         tree_width: group.tree_width,
         encrypted_group_info: None,
+        floor_seq: Some(0),
+        committer: None,
     };
     store::groups::insert_epoch(tx, &group.group, &epoch).await?;
     store::tree::insert(tx, &group.group, 0, &group.tree).await?;
     store::roster::open(tx, &group.group, 0, &[(caller.key, caller.user)]).await?;
     Ok(answer(false))
+}
+
+/// Closes the group that this one replaces. The first successor wins.
+async fn close_replaced(
+    tx: &Transaction<'_>,
+    caller: &Caller,
+    old: &Replaces,
+    payload: &[u8],
+) -> Result<(), TxError<Error>> {
+    let Some(head) = store::groups::lock(tx, &old.group).await? else {
+        return Err(TxError::Rejected(Error::no_group()));
+    };
+    let (membership, caller_revoked) = read_caller(tx, &old.group, caller.key).await?;
+    let state = Group {
+        head,
+        caller: membership,
+        caller_revoked,
+        prior: None,
+    };
+    let now = store::groups::now(tx).await?;
+    let append = state
+        .replace(old.head_seq, now)
+        .map_err(|rejection| TxError::Rejected(rejection.into()))?;
+    let body = Body::by_service(EntryKind::Replaced, payload);
+    append_entry(tx, &old.group, &state.head, &append, body).await?;
+    Ok(())
 }

@@ -51,6 +51,11 @@ impl Domains {
         }
     }
 
+    /// `mimi://<domain>/d/<uuid>`.
+    pub fn device_uri(&self, key: DeviceKey) -> String {
+        chancery_proto::certificate::device_uri(&self.name(key.domain), key.device)
+    }
+
     fn name(&self, id: i16) -> String {
         self.by_id.get(&id).cloned().unwrap_or_default()
     }

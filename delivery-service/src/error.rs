@@ -128,6 +128,25 @@ fn rejection(rejection: Rejection) -> (Reason, String, Vec<(&'static str, String
             format!("too old; the group is in epoch {current_epoch}"),
             epoch_details(current_epoch, epoch_seq),
         ),
+        Rejection::EpochVoided {
+            current_epoch,
+            epoch_seq,
+            by_seq,
+        } => {
+            let mut details = epoch_details(current_epoch, epoch_seq);
+            details.push(("voided_by_seq", by_seq.to_string()));
+            (
+                Reason::EpochVoided,
+                format!("the epoch was taken back by seq {by_seq}"),
+                details,
+            )
+        }
+        Rejection::CommitterBarred => (
+            Reason::CommitterBarred,
+            "a Commit of this device was voided, and none of another device has settled since"
+                .into(),
+            vec![],
+        ),
         Rejection::PendingRemoval { count } => (
             Reason::PendingRemoval,
             format!("{count} revoked devices must be removed first"),

@@ -2,6 +2,17 @@
 //!
 //! Pure and synchronous. The caller locks the group's head row, reads a [`Group`] in a *second* statement, asks [`Group::decide`],
 //! and writes the [`Decision`] in the same transaction.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | values, and [`Group::decide`] |
+//! | `send` | messages, proposals, leave requests |
+//! | `commit` | Commits |
+//! | [`settle`] | epochs confirmed, Commits voided, members marked, groups closed |
+
+mod commit;
+mod send;
+pub mod settle;
 
 use uuid::Uuid;
 
@@ -15,7 +26,7 @@ pub struct DeviceKey {
 }
 
 /// Whose confirmation settles the newest epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConfirmBy {
     /// Nobody's: it is settled.
     Nobody,
@@ -26,7 +37,7 @@ pub enum ConfirmBy {
 }
 
 /// Who made the Commit that began an unsettled epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Committer {
     /// The device.
     pub key: DeviceKey,
@@ -37,7 +48,7 @@ pub struct Committer {
 }
 
 /// Who may join by an external Commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExternalJoin {
     /// Nobody.
     None,
@@ -47,11 +58,24 @@ pub enum ExternalJoin {
     SameUser,
 }
 
+/// Whether a group takes entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// It does.
+    Open,
+    /// It was deleted.
+    Deleted,
+    /// It goes on in another group.
+    Replaced,
+    /// Only leaving devices were left.
+    Empty,
+}
+
 /// The group's head row, as locked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Head {
-    /// False after deletion or replacement.
-    pub open: bool,
+    /// See [`Stage`].
+    pub stage: Stage,
     /// Last seq given.
     pub seq: u64,
     /// Current MLS epoch number.
@@ -77,16 +101,18 @@ pub struct Head {
 }
 
 /// An open interval of membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// Its user.
     pub user: Uuid,
     /// Seq of the joining Commit.
     pub joined_seq: u64,
+    /// The entry that voided a Commit of this device: until a later epoch has settled, it commits nothing.
+    pub barred_seq: Option<u64>,
 }
 
 /// An entry that already holds the request's `message_id`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Prior {
     /// Its seq.
     pub seq: u64,
@@ -104,6 +130,8 @@ pub struct Prior {
     pub accepted_at: i64,
     /// Does one of the caller's intervals hold this seq?
     pub readable: bool,
+    /// The VOID entry that took it back.
+    pub voided_by: Option<u64>,
 }
 
 /// What the second statement read under the head's lock.
@@ -134,10 +162,12 @@ pub struct Send {
     pub epoch_seq: u64,
     /// Epoch number of the standing epoch that `epoch_seq` names, if there is one.
     pub named_epoch: Option<u64>,
+    /// The VOID entry that took the named epoch back.
+    pub voided_by: Option<u64>,
 }
 
 /// One added device, with what the server knows of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Added {
     /// The device.
     pub key: DeviceKey,
@@ -152,7 +182,7 @@ pub struct Added {
 }
 
 /// One removed device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Removed {
     /// The device.
     pub key: DeviceKey,
@@ -163,7 +193,7 @@ pub struct Removed {
 }
 
 /// How the Commit comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CommitKind {
     /// By a member.
     Member,
@@ -189,6 +219,8 @@ pub struct Commit {
     pub epoch: u64,
     /// From the request.
     pub epoch_seq: u64,
+    /// The VOID entry that took the named epoch back.
+    pub voided_by: Option<u64>,
     /// The Commit that took the epoch after `epoch`, where it is already taken.
     pub winner_seq: Option<u64>,
     /// CommitInfo's adds.
@@ -236,7 +268,7 @@ pub enum Command {
 }
 
 /// What to write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// Nothing: it was accepted before.
     Replay(Prior),
@@ -245,7 +277,7 @@ pub enum Decision {
 }
 
 /// One entry and the head after it (`chain` and `last_at` of the head are filled in by the appender).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Append {
     /// Its seq: head + 1.
     pub seq: u64,
@@ -260,7 +292,7 @@ pub struct Append {
 }
 
 /// Why the log does not take it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Rejection {
     /// Unknown group, or the caller is no member: the same answer.
     NotFound,
@@ -293,6 +325,17 @@ pub enum Rejection {
         /// Its name.
         epoch_seq: u64,
     },
+    /// The epoch was taken back.
+    EpochVoided {
+        /// Current epoch number.
+        current_epoch: u64,
+        /// Its name.
+        epoch_seq: u64,
+        /// The VOID entry.
+        by_seq: u64,
+    },
+    /// A Commit of this device was voided, and none of another has settled since.
+    CommitterBarred,
     /// Revoked devices must be removed first.
     PendingRemoval {
         /// How many.
@@ -369,132 +412,6 @@ impl Group {
         }
     }
 
-    fn send(&self, send: &Send) -> Result<Head, Rejection> {
-        let membership = self.caller.ok_or(Rejection::NotFound)?;
-        self.check_id_free()?;
-        let head = &self.head;
-        if !head.open {
-            return Err(Rejection::Closed);
-        }
-        self.check_epoch_of_send(send)?;
-        if !send.proposal && head.pending_removals > 0 {
-            return Err(Rejection::PendingRemoval {
-                count: head.pending_removals,
-            });
-        }
-        let mut next = self.head_after_entry();
-        if send.epoch_seq == head.epoch_seq {
-            settle(&mut next, send.device, membership);
-        }
-        Ok(next)
-    }
-
-    fn leave(&self, leave: &Leave) -> Result<Head, Rejection> {
-        let membership = self.caller.ok_or(Rejection::NotFound)?;
-        self.check_id_free()?;
-        if !self.head.open {
-            return Err(Rejection::Closed);
-        }
-        if leave.joined_seq != membership.joined_seq {
-            return Err(Rejection::OtherMembership);
-        }
-        Ok(self.head_after_entry())
-    }
-
-    fn check_epoch_of_send(&self, send: &Send) -> Result<(), Rejection> {
-        let head = &self.head;
-        if send.epoch == head.epoch && send.epoch_seq == head.epoch_seq {
-            return Ok(());
-        }
-        if send.epoch > head.epoch {
-            return Err(self.in_future());
-        }
-        if send.proposal {
-            return Err(self.stale(None));
-        }
-        let too_old = Rejection::EpochTooOld {
-            current_epoch: head.epoch,
-            epoch_seq: head.epoch_seq,
-        };
-        let in_window = head.epoch - send.epoch <= head.past_epochs;
-        let standing = send.named_epoch == Some(send.epoch);
-        // A device that the last removing Commit cut off could still read an older epoch.
-        if in_window && standing && send.epoch_seq >= head.floor_seq {
-            Ok(())
-        } else {
-            Err(too_old)
-        }
-    }
-
-    fn commit(&self, commit: &Commit) -> Result<Head, Rejection> {
-        self.check_committer(commit)?;
-        self.check_id_free()?;
-        if !self.head.open {
-            return Err(Rejection::Closed);
-        }
-        self.check_epoch_of_commit(commit)?;
-        self.check_history(commit)?;
-        if commit.kind == CommitKind::Member {
-            self.check_removals_done(commit)?;
-        }
-        check_roster(commit)?;
-        check_welcomes(commit)?;
-        if !commit.group_info_fits {
-            return Err(Rejection::GroupInfoMismatch);
-        }
-        if !commit.tree_fits {
-            return Err(Rejection::TreeMismatch);
-        }
-        Ok(self.head_after_commit(commit))
-    }
-
-    fn check_committer(&self, commit: &Commit) -> Result<(), Rejection> {
-        let CommitKind::External { introduced } = commit.kind else {
-            return self.caller.map(|_| ()).ok_or(Rejection::NotFound);
-        };
-        match (self.head.external_join, self.caller) {
-            (ExternalJoin::None, Some(_)) => Err(Rejection::Policy("external join")),
-            (ExternalJoin::Resync | ExternalJoin::SameUser, Some(_)) => Ok(()),
-            (ExternalJoin::SameUser, None) if introduced => Ok(()),
-            (_, None) => Err(Rejection::NotFound),
-        }
-    }
-
-    fn check_epoch_of_commit(&self, commit: &Commit) -> Result<(), Rejection> {
-        let head = &self.head;
-        if commit.epoch > head.epoch {
-            return Err(self.in_future());
-        }
-        if commit.epoch < head.epoch || commit.epoch_seq != head.epoch_seq {
-            return Err(self.stale(commit.winner_seq));
-        }
-        Ok(())
-    }
-
-    fn check_history(&self, commit: &Commit) -> Result<(), Rejection> {
-        if commit.seen_seq > self.head.seq || !commit.seen_chain_fits {
-            return Err(Rejection::HistoryChanged);
-        }
-        if commit.kind == CommitKind::Member && commit.seen_seq < self.head.epoch_seq {
-            return Err(Rejection::CommitInfo(
-                "seen_seq lies before the current epoch",
-            ));
-        }
-        Ok(())
-    }
-
-    fn check_removals_done(&self, commit: &Commit) -> Result<(), Rejection> {
-        let left = commit
-            .revoked_members
-            .iter()
-            .filter(|revoked| commit.removed.iter().all(|r| r.key != **revoked))
-            .count();
-        match u32::try_from(left).unwrap_or(u32::MAX) {
-            0 => Ok(()),
-            count => Err(Rejection::PendingRemoval { count }),
-        }
-    }
-
     fn head_after_entry(&self) -> Head {
         Head {
             seq: self.head.seq + 1,
@@ -502,42 +419,23 @@ impl Group {
         }
     }
 
-    fn head_after_commit(&self, commit: &Commit) -> Head {
-        let mut next = self.head_after_entry();
-        if let (CommitKind::Member, Some(membership)) = (commit.kind, self.caller) {
-            settle(&mut next, commit.device, membership);
+    fn check_open(&self) -> Result<(), Rejection> {
+        match self.head.stage {
+            Stage::Open => Ok(()),
+            Stage::Deleted | Stage::Replaced | Stage::Empty => Err(Rejection::Closed),
         }
-        let seq = next.seq;
-        next.epoch += 1;
-        next.epoch_seq = seq;
-        let removed_others = commit.removed.iter().any(|r| r.key != commit.device);
-        if removed_others {
-            next.floor_seq = seq;
+    }
+
+    /// An epoch that was taken back is no conflict with the current one: who made the request must learn of the void.
+    fn check_not_voided(&self, voided_by: Option<u64>) -> Result<(), Rejection> {
+        match voided_by {
+            None => Ok(()),
+            Some(by_seq) => Err(Rejection::EpochVoided {
+                current_epoch: self.head.epoch,
+                epoch_seq: self.head.epoch_seq,
+                by_seq,
+            }),
         }
-        let done = commit
-            .revoked_members
-            .iter()
-            .filter(|revoked| commit.removed.iter().any(|r| r.key == **revoked))
-            .count();
-        next.pending_removals = next
-            .pending_removals
-            .saturating_sub(u32::try_from(done).unwrap_or(u32::MAX));
-        let confirm_by = match (commit.other_users, commit.other_devices) {
-            (true, _) => ConfirmBy::OtherUser,
-            (false, true) => ConfirmBy::OtherDevice,
-            (false, false) => ConfirmBy::Nobody,
-        };
-        next.committer = None;
-        if confirm_by == ConfirmBy::Nobody {
-            next.settled_seq = seq;
-        } else {
-            next.committer = Some(Committer {
-                key: commit.device,
-                user: commit.user,
-                confirm_by,
-            });
-        }
-        next
     }
 
     fn stale(&self, winner_seq: Option<u64>) -> Rejection {
@@ -553,89 +451,5 @@ impl Group {
             current_epoch: self.head.epoch,
             epoch_seq: self.head.epoch_seq,
         }
-    }
-}
-
-/// An entry in the newest epoch by a device that was a member before it, of the kind that `confirm_by` asks for, settles it and all before it.
-fn settle(head: &mut Head, sender: DeviceKey, membership: Membership) {
-    let Some(committer) = head.committer else {
-        return;
-    };
-    let member_before = membership.joined_seq < head.epoch_seq;
-    let confirms = match committer.confirm_by {
-        ConfirmBy::Nobody => true,
-        ConfirmBy::OtherUser => membership.user != committer.user,
-        ConfirmBy::OtherDevice => sender != committer.key,
-    };
-    if member_before && confirms {
-        head.settled_seq = head.epoch_seq;
-        head.committer = None;
-    }
-}
-
-fn check_roster(commit: &Commit) -> Result<(), Rejection> {
-    for removed in &commit.removed {
-        if removed.member_user != Some(removed.user) {
-            return Err(Rejection::CommitInfo("removes a device that is no member"));
-        }
-    }
-    for added in &commit.added {
-        let leaves = commit.removed.iter().any(|r| r.key == added.key);
-        if added.member && !leaves {
-            return Err(Rejection::CommitInfo("adds a device that is a member"));
-        }
-        if added.known_user != Some(added.user) {
-            return Err(Rejection::CommitInfo(
-                "adds a device that is unknown, or of another user",
-            ));
-        }
-        if added.revoked {
-            return Err(Rejection::CommitInfo("adds a revoked device"));
-        }
-    }
-    if !commit.proposals_known {
-        return Err(Rejection::CommitInfo(
-            "names a proposal that is not in this epoch's log",
-        ));
-    }
-    match commit.kind {
-        CommitKind::Member if commit.removed.iter().any(|r| r.key == commit.device) => {
-            Err(Rejection::CommitInfo("a committer cannot remove itself"))
-        }
-        CommitKind::Member => Ok(()),
-        CommitKind::External { .. } => check_external_roster(commit),
-    }
-}
-
-/// An external Commit adds only its caller, and removes exactly the caller's old self if it is in.
-fn check_external_roster(commit: &Commit) -> Result<(), Rejection> {
-    let [added] = commit.added.as_slice() else {
-        return Err(Rejection::CommitInfo(
-            "an external Commit adds exactly its caller",
-        ));
-    };
-    let expected: &[DeviceKey] = if added.member { &[commit.device] } else { &[] };
-    let removed: Vec<_> = commit.removed.iter().map(|r| r.key).collect();
-    if added.key != commit.device || removed != expected {
-        return Err(Rejection::CommitInfo(
-            "an external Commit changes only its caller",
-        ));
-    }
-    Ok(())
-}
-
-fn check_welcomes(commit: &Commit) -> Result<(), Rejection> {
-    let mut expected: Vec<DeviceKey> = match commit.kind {
-        CommitKind::Member => commit.added.iter().map(|a| a.key).collect(),
-        CommitKind::External { .. } => Vec::new(),
-    };
-    let welcomed: Option<Vec<DeviceKey>> = commit.welcomed.iter().copied().collect();
-    let mut welcomed = welcomed.ok_or(Rejection::WelcomeMismatch)?;
-    expected.sort_unstable();
-    welcomed.sort_unstable();
-    if expected == welcomed {
-        Ok(())
-    } else {
-        Err(Rejection::WelcomeMismatch)
     }
 }

@@ -3,14 +3,17 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, Weak},
+    time::{Duration, Instant},
 };
 
+use chancery_proto::delivery::v1::Requested;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
-use crate::group::DeviceKey;
+use crate::{group::DeviceKey, store::roster::DevicePulse};
 
 /// What woke a stream.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub struct Woken {
     /// Groups that have something new.
     pub groups: HashSet<Vec<u8>>,
@@ -18,16 +21,29 @@ pub struct Woken {
     pub device: bool,
     /// The device was revoked.
     pub revoked: bool,
+    /// Its user was suspended, or its certificate expired.
+    pub suspended: bool,
+    /// What this device is asked to do. Lost with the stream: the next device is asked.
+    pub requests: Vec<Requested>,
 }
 
 /// One stream's bell: it remembers what is new, so that ringing it twice, or while nobody listens, loses nothing.
 #[derive(Debug, Default)]
 pub struct Bell {
+    device: Option<DeviceKey>,
     woken: Mutex<Woken>,
     notify: Notify,
 }
 
 impl Bell {
+    /// Of a stream of this device.
+    pub fn of(device: DeviceKey) -> Self {
+        Self {
+            device: Some(device),
+            ..Self::default()
+        }
+    }
+
     /// Waits until something is new, and takes it.
     pub async fn wait(&self) -> Woken {
         loop {
@@ -55,7 +71,12 @@ struct Watched<V> {
 #[derive(Debug, Default)]
 struct Inner {
     groups: HashMap<Vec<u8>, Watched<u64>>,
-    devices: HashMap<DeviceKey, Watched<u64>>,
+    /// With the user, and the version of the list of groups.
+    devices: HashMap<DeviceKey, Watched<(Uuid, u64)>>,
+    /// Who was asked for which groups, and has not called since.
+    asked: HashMap<DeviceKey, HashSet<Vec<u8>>>,
+    /// The unsettled epoch of each group that reports were last asked of, and when.
+    reports: HashMap<Vec<u8>, (u64, Instant)>,
 }
 
 /// Every stream of this node by what it follows.
@@ -80,9 +101,10 @@ impl Hub {
     }
 
     /// Follows a device's list of groups and its inbox. Call it *before* the first read.
-    pub fn follow_device(&self, device: DeviceKey, bell: &Arc<Bell>) {
+    pub fn follow_device(&self, device: DeviceKey, user: Uuid, bell: &Arc<Bell>) {
         let mut inner = held(&self.inner);
         let watched = inner.devices.entry(device).or_default();
+        watched.seen.0 = user;
         watched.bells.push(Arc::downgrade(bell));
     }
 
@@ -99,6 +121,16 @@ impl Hub {
         }
     }
 
+    /// Something about a group changed, and this node does not know its head.
+    pub fn group_changed(&self, group: &[u8]) {
+        let mut inner = held(&self.inner);
+        if let Some(watched) = inner.groups.get_mut(group) {
+            ring(&mut watched.bells, |woken| {
+                woken.groups.insert(group.to_vec());
+            });
+        }
+    }
+
     /// A device's groups or inbox changed, as far as this node knows.
     pub fn device_changed(&self, device: DeviceKey) {
         let mut inner = held(&self.inner);
@@ -108,29 +140,86 @@ impl Hub {
     }
 
     /// What the poll read of a device.
-    pub fn device_polled(&self, device: DeviceKey, version: u64, revoked: bool) {
+    pub fn device_polled(&self, device: DeviceKey, pulse: DevicePulse) {
         let mut inner = held(&self.inner);
         let Some(watched) = inner.devices.get_mut(&device) else {
             return;
         };
-        let moved = version != watched.seen;
-        watched.seen = version;
-        if moved || revoked {
+        let moved = pulse.version != watched.seen.1;
+        watched.seen.1 = pulse.version;
+        if moved || pulse.revoked || pulse.suspended {
             ring(&mut watched.bells, |woken| {
                 woken.device |= moved;
-                woken.revoked |= revoked;
+                woken.revoked |= pulse.revoked;
+                woken.suspended |= pulse.suspended;
             });
         }
     }
 
-    /// What somebody still follows; forgets the rest.
-    pub fn watched(&self) -> (Vec<Vec<u8>>, Vec<DeviceKey>) {
+    /// The devices whose streams follow a group, without those that were asked for it and have not called since.
+    pub fn followers(&self, group: &[u8]) -> Vec<DeviceKey> {
+        let inner = held(&self.inner);
+        let silent = |device: &DeviceKey| {
+            let asked = inner.asked.get(device);
+            asked.is_some_and(|groups| groups.contains(group))
+        };
+        let bells = inner.groups.get(group).map_or(&[][..], |w| &w.bells);
+        let devices: HashSet<DeviceKey> = bells
+            .iter()
+            .filter_map(|bell| bell.upgrade()?.device)
+            .filter(|device| !silent(device))
+            .collect();
+        devices.into_iter().collect()
+    }
+
+    /// Asks one device that follows a group.
+    pub fn request(&self, group: &[u8], device: DeviceKey, request: Requested) {
         let mut inner = held(&self.inner);
+        if let Some(watched) = inner.groups.get_mut(group) {
+            ring_if(
+                &mut watched.bells,
+                |bell| bell.device == Some(device),
+                |woken| woken.requests.push(request.clone()),
+            );
+        }
+        let asked = inner.asked.entry(device).or_default();
+        asked.insert(group.to_vec());
+    }
+
+    /// A device called: it may be asked again.
+    pub fn called(&self, device: DeviceKey) {
+        held(&self.inner).asked.remove(&device);
+    }
+
+    /// Whether it is time to ask for reports of this epoch, the first time or again; if so, it counts as asked.
+    pub fn report_is_due(&self, group: &[u8], epoch_seq: u64, every: Duration) -> bool {
+        let mut inner = held(&self.inner);
+        let now = Instant::now();
+        let last = inner.reports.get(group);
+        let due =
+            last.is_none_or(|(seq, at)| *seq != epoch_seq || now.duration_since(*at) >= every);
+        if due {
+            inner.reports.insert(group.to_vec(), (epoch_seq, now));
+        }
+        due
+    }
+
+    /// What somebody still follows, devices with their users; forgets the rest.
+    pub fn watched(&self) -> (Vec<Vec<u8>>, Vec<(DeviceKey, Uuid)>) {
+        let mut guard = held(&self.inner);
+        let inner = &mut *guard;
         inner.groups.retain(|_, w| alive(&mut w.bells));
         inner.devices.retain(|_, w| alive(&mut w.bells));
+        let (groups, devices) = (&inner.groups, &inner.devices);
+        inner.asked.retain(|device, _| devices.contains_key(device));
+        inner.reports.retain(|group, _| groups.contains_key(group));
         (
             inner.groups.keys().cloned().collect(),
-            inner.devices.keys().copied().collect(),
+            inner
+                .devices
+                .iter()
+                .map(|(device, watched)| (*device, watched.seen.0))
+                .collect(),
         )
     }
 }
@@ -141,9 +230,19 @@ fn alive(bells: &mut Vec<Weak<Bell>>) -> bool {
 }
 
 fn ring(bells: &mut Vec<Weak<Bell>>, change: impl Fn(&mut Woken)) {
+    ring_if(bells, |_| true, change);
+}
+
+fn ring_if(
+    bells: &mut Vec<Weak<Bell>>,
+    which: impl Fn(&Bell) -> bool,
+    change: impl Fn(&mut Woken),
+) {
     bells.retain(|bell| match bell.upgrade() {
         Some(bell) => {
-            bell.ring(&change);
+            if which(&bell) {
+                bell.ring(&change);
+            }
             true
         }
         None => false,

@@ -353,6 +353,13 @@ async fn claim_in(
     if device.revoked {
         return Ok((ClaimOutcome::Revoked, None, Some(device.user)));
     }
+    if store::devices::standing(tx, key, device.user)
+        .await?
+        .suspended
+    {
+        // Not remembered under the claim's id: it may be reinstated.
+        return Ok((ClaimOutcome::Exhausted, None, Some(device.user)));
+    }
     if !store::key_packages::begin_claim(tx, key, claim.claim_id, claim.claimant).await? {
         return repeat(tx, claim, key, device.user).await;
     }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     caller::Caller,
     error::Error,
-    group::{Command, Decision, Leave},
+    group::{Command, Decision, Leave, Stage},
     node::Node,
     prepare, read, store,
     submit::{Body, append_entry, flatten, read_group},
@@ -150,6 +150,11 @@ async fn in_tx(
             chain: chain.into(),
             replayed: true,
         });
+    }
+    let mut append = append;
+    if store::revocations::others_leave(tx, &leave.group, caller.key).await? {
+        // Nobody is left who could remove the last ones.
+        append.head.stage = Stage::Empty;
     }
     let body = Body {
         kind: EntryKind::LeaveRequest,

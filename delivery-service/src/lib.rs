@@ -9,12 +9,16 @@
 //! | [`prepare`] | requests to values, checked without the lock |
 //! | [`group`] | **the ordering state machine**, pure |
 //! | [`create`], [`submit`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
+//! | [`recovery`] | epochs reported, Commits voided, GroupInfos repaired |
+//! | [`revocations`], [`asking`] | revoked devices marked in their groups, and who is asked to remove them |
 //! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
+//! | [`retention`] | what is too old |
 //! | [`read`], [`subscribe`], [`hub`] | reading a log, following it, wake-ups |
 //! | [`store`] | every SQL statement |
 //! | [`error`] | errors and their one map to a status |
 //! | [`node`] | what the use cases share |
 
+pub mod asking;
 pub mod caller;
 pub mod config;
 pub mod create;
@@ -30,6 +34,9 @@ pub mod node;
 pub mod pipeline;
 pub mod prepare;
 pub mod read;
+pub mod recovery;
+pub mod retention;
+pub mod revocations;
 pub mod rpc;
 pub mod status_feed;
 pub mod store;
@@ -53,11 +60,19 @@ pub use config::Config;
 /// The schema, in order.
 pub const MIGRATIONS: Migrations = Migrations {
     service: "delivery-service",
-    steps: &[Step {
-        name: "V1__initial",
-        sql: include_str!("../migrations/V1__initial.sql"),
-        oldest_binary: 1,
-    }],
+    steps: &[
+        Step {
+            name: "V1__initial",
+            sql: include_str!("../migrations/V1__initial.sql"),
+            oldest_binary: 1,
+        },
+        // An older node would begin epochs without their committer, and mark nobody.
+        Step {
+            name: "V2__recovery",
+            sql: include_str!("../migrations/V2__recovery.sql"),
+            oldest_binary: 2,
+        },
+    ],
 };
 
 /// Where a node listens.
@@ -93,17 +108,21 @@ pub async fn serve(
         issuers: issuers.clone(),
         domains: domains.clone(),
         db: db.clone(),
+        revoked: Arc::default(),
         config,
     };
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
     for auth_service in &node.config.auth_services {
         let follower = Arc::new(issuers::Follower::new(auth_service, &domains)?);
         follower.recall(&db, &issuers).await?;
-        let feed = status_feed::StatusFeed::new(follower.clone(), issuers.clone(), db.clone());
+        let feed = status_feed::StatusFeed::new(follower.clone(), &node);
         tokio::spawn(feed.run(shutdown.clone()));
         tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
     }
     tokio::spawn(subscribe::poll_heads(node.clone(), shutdown.clone()));
+    tokio::spawn(retention::run(node.clone(), shutdown.clone()));
+    tokio::spawn(recovery::run_voids(node.clone(), shutdown.clone()));
+    tokio::spawn(revocations::run_sweeps(node.clone(), shutdown.clone()));
     if let Some(bound) = listeners.ops {
         tokio::spawn(ops::serve_ops(bound, db, shutdown.clone()));
     }

@@ -1,6 +1,9 @@
 //! One node of the service: what every use case shares.
 
+use std::sync::Arc;
+
 use service_kit::db::Db;
+use tokio::sync::Notify;
 
 use crate::{caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers};
 
@@ -17,6 +20,8 @@ pub struct Node {
     pub domains: Domains,
     /// Token checks.
     pub gate: Gate,
+    /// Rung when a revocation was recorded.
+    pub revoked: Arc<Notify>,
     /// Options.
     pub config: Config,
 }

@@ -3,11 +3,13 @@
 mod commit;
 mod group;
 mod leaf;
+mod repair;
 
 pub use commit::{PreparedCommit, commit};
-pub use group::{PreparedGroup, group};
+pub use group::{PreparedGroup, Replaces, group};
 pub(crate) use leaf::leaf_is_callers;
 pub use leaf::{ExternalFault, leaf_key_of};
+pub use repair::{PreparedInfo, repair};
 
 use chancery_proto::{
     commit_info::MessageData,
@@ -139,7 +141,7 @@ pub fn send(node: &Node, request: &SendMessageRequest) -> Result<PreparedSend, E
     })
 }
 
-fn join_of(policy: policy::ExternalJoin) -> ExternalJoin {
+pub(crate) fn join_of(policy: policy::ExternalJoin) -> ExternalJoin {
     match policy {
         policy::ExternalJoin::None => ExternalJoin::None,
         policy::ExternalJoin::Resync => ExternalJoin::Resync,

@@ -2,7 +2,9 @@
 
 use chancery_proto::{
     common::v1::{GroupRef, Reason},
-    delivery::v1::{Entries, Entry, PayloadRef, ReadLogRequest, State, entry},
+    delivery::v1::{
+        Entries, Entry, PayloadRef, Pruned, ReadLogRequest, ReadLogResponse, State, entry,
+    },
 };
 use service_kit::db::DbError;
 use sha2::{Digest as _, Sha256};
@@ -95,7 +97,7 @@ pub fn state(node: &Node, group: &[u8], head: &Head) -> State {
 /// Does the log still hold what the client saw?
 ///
 /// # Errors
-/// `HISTORY_CHANGED`: never silence.
+/// `HISTORY_CHANGED`: never silence. `CURSOR_TOO_OLD` where nothing is left to compare with.
 pub async fn check_cursor(
     node: &Node,
     group: &[u8],
@@ -119,10 +121,19 @@ pub async fn check_cursor(
     let ours = store::log::chain_at(&**client, group, seq)
         .await
         .map_err(DbError::from)?;
-    if ours == Some(chain) {
-        Ok(())
-    } else {
-        Err(changed())
+    match ours {
+        Some(ours) if ours == chain => Ok(()),
+        Some(_) => Err(changed()),
+        None => {
+            let oldest = store::retention::pruned_to(&**client, group)
+                .await
+                .map_err(DbError::from)?;
+            Err(if seq < oldest {
+                too_old(group, oldest)
+            } else {
+                changed()
+            })
+        }
     }
 }
 
@@ -131,17 +142,36 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// One frame of entries of a span.
+/// What comes next in a log.
+#[derive(Debug)]
+pub enum Next {
+    /// Entries, in order.
+    Entries(Entries),
+    /// Entries past retention.
+    Pruned(Pruned),
+}
+
+impl Next {
+    /// The last seq that it covers.
+    pub fn last(&self) -> Option<u64> {
+        match self {
+            Self::Entries(entries) => entries.entries.last().map(|entry| entry.seq),
+            Self::Pruned(pruned) => Some(pruned.to_seq),
+        }
+    }
+}
+
+/// The next frame of a span: entries, or a run of pruned ones.
 ///
 /// # Errors
-/// The database.
-pub async fn entries(
+/// `CURSOR_TOO_OLD` with the oldest cursor that can still be read from, or the database.
+pub async fn next(
     node: &Node,
     group: &[u8],
     span: Span,
     frame_bytes: usize,
     head_seq: u64,
-) -> Result<Entries, Error> {
+) -> Result<Next, Error> {
     let page = Page {
         after: span.after,
         until: span.until,
@@ -152,20 +182,44 @@ pub async fn entries(
     let rows = store::log::read_after(&**client, group, page)
         .await
         .map_err(DbError::from)?;
+    let first = rows.first().ok_or(Error::Corrupt("a hole in the log"))?;
+    if first.seq != span.after + 1 {
+        let oldest = store::retention::pruned_to(&**client, group)
+            .await
+            .map_err(DbError::from)?;
+        return Err(too_old(group, oldest));
+    }
+    let run = rows.iter().take_while(|row| row.pruned).last();
+    if let Some(last) = run {
+        return Ok(Next::Pruned(Pruned {
+            group: Some(group_ref(node, group)),
+            from_seq: first.seq,
+            to_seq: last.seq,
+            chain: last.chain.to_vec().into(),
+        }));
+    }
     let mut size = 0;
     let mut entries = Vec::new();
-    for row in rows {
+    for row in rows.into_iter().take_while(|row| !row.pruned) {
         size += row.payload.len() + 160;
         if size > frame_bytes && !entries.is_empty() {
             break;
         }
         entries.push(entry_of(&**client, group, row).await?);
     }
-    Ok(Entries {
+    Ok(Next::Entries(Entries {
         group: Some(group_ref(node, group)),
         entries,
         head_seq,
-    })
+    }))
+}
+
+fn too_old(group: &[u8], oldest: u64) -> Error {
+    Error::Refused {
+        reason: Reason::CursorTooOld,
+        text: format!("the log before seq {oldest} is past retention"),
+        metadata: vec![("group", hex(group)), ("oldest", oldest.to_string())],
+    }
 }
 
 async fn entry_of<C: tokio_postgres::GenericClient + Sync>(
@@ -237,18 +291,24 @@ impl View {
 /// An unknown group and one that the device was never in get the same answer.
 pub async fn view(node: &Node, caller: &Caller, group: Vec<u8>) -> Result<View, Error> {
     let client = node.db.client().await?;
-    // The head first: a removal that comes between the two then bounds what is read, instead of being overtaken by it.
+    // The head first: a removal or a revocation that comes between the two then bounds what is read, instead of being overtaken by it.
     let head = store::groups::head(&**client, &group)
         .await
         .map_err(DbError::from)?;
-    let intervals = store::roster::intervals(&**client, &group, caller.key)
+    let reading = store::roster::reading(&**client, &group, caller.key)
         .await
         .map_err(DbError::from)?;
+    if reading.revoked {
+        return Err(Error::refused(
+            Reason::DeviceRevoked,
+            "this device was revoked",
+        ));
+    }
     match head {
-        Some(head) if !intervals.is_empty() => Ok(View {
+        Some(head) if !reading.intervals.is_empty() => Ok(View {
             group,
             head,
-            intervals,
+            intervals: reading.intervals,
         }),
         _ => Err(Error::no_group()),
     }
@@ -257,12 +317,12 @@ pub async fn view(node: &Node, caller: &Caller, group: Vec<u8>) -> Result<View, 
 /// One page of a log in frames.
 ///
 /// # Errors
-/// `GROUP`, `HISTORY_CHANGED`, `LIMIT_EXCEEDED`, the database.
+/// `GROUP`, `HISTORY_CHANGED`, `CURSOR_TOO_OLD`, `LIMIT_EXCEEDED`, the database.
 pub async fn read_log(
     node: &Node,
     caller: &Caller,
     request: &ReadLogRequest,
-) -> Result<Vec<Entries>, Error> {
+) -> Result<Vec<ReadLogResponse>, Error> {
     let group = group_id(node, request.group.as_ref())?;
     node.within(
         "page_items",
@@ -284,29 +344,40 @@ pub async fn read_log(
         n => n as usize,
     };
     let mut after = request.after_seq;
-    let mut frames = Vec::new();
+    let mut parts = Vec::new();
     while left > 0 {
         let Some(span) = next_span(&view.intervals, after, view.head.seq) else {
             break;
         };
         let until = span.until.min(span.after.saturating_add(left as u64));
         let span = Span { until, ..span };
-        let frame = entries(node, &view.group, span, FRAME_BYTES, view.head.seq).await?;
-        let Some(last) = frame.entries.last() else {
-            return Err(Error::Corrupt("a hole in the log"));
-        };
-        after = last.seq;
-        left = left.saturating_sub(frame.entries.len());
-        frames.push(frame);
-    }
-    if frames.is_empty() {
-        frames.push(Entries {
-            group: Some(group_ref(node, &view.group)),
-            entries: Vec::new(),
-            head_seq: view.head.seq,
+        let part = next(node, &view.group, span, FRAME_BYTES, view.head.seq).await?;
+        let last = part.last().ok_or(Error::Corrupt("a hole in the log"))?;
+        left = left.saturating_sub(usize::try_from(last - span.after).unwrap_or(usize::MAX));
+        after = last;
+        parts.push(match part {
+            Next::Entries(entries) => ReadLogResponse {
+                entries: Some(entries),
+                pruned: None,
+            },
+            Next::Pruned(pruned) => ReadLogResponse {
+                entries: None,
+                pruned: Some(pruned),
+            },
         });
     }
-    Ok(frames)
+    if !parts.iter().any(|part| part.entries.is_some()) {
+        // Where the head is, is always said.
+        parts.push(ReadLogResponse {
+            entries: Some(Entries {
+                group: Some(group_ref(node, &view.group)),
+                entries: Vec::new(),
+                head_seq: view.head.seq,
+            }),
+            pruned: None,
+        });
+    }
+    Ok(parts)
 }
 
 /// One entry's payload.
@@ -343,6 +414,7 @@ mod tests {
         Interval {
             joined_seq,
             removed_seq,
+            voided: false,
         }
     }
 

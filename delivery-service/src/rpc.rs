@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     caller::Caller, create, error::status, inbox, key_packages, leave, node::Node, pipeline,
-    prepare, read, submit, subscribe,
+    prepare, read, recovery, revocations, submit, subscribe,
 };
 
 /// The service on one node.
@@ -39,16 +39,15 @@ impl Rpc {
     }
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        self.node
+        let caller = self
+            .node
             .gate
             .admit(request.metadata(), &self.node.db)
             .await
-            .map_err(status)
+            .map_err(status)?;
+        self.node.hub.called(caller.key);
+        Ok(caller)
     }
-}
-
-fn later<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("{what} is not served yet")))
 }
 
 #[tonic::async_trait]
@@ -211,12 +210,6 @@ impl DeliveryService for Rpc {
         let frames = read::read_log(&self.node, &caller, request.get_ref())
             .await
             .map_err(status)?;
-        let frames = frames
-            .into_iter()
-            .map(|entries| ReadLogResponse {
-                entries: Some(entries),
-            })
-            .collect();
         Ok(Response::new(parts(frames)))
     }
 
@@ -267,9 +260,11 @@ impl DeliveryService for Rpc {
 
     async fn put_group_info(
         &self,
-        _request: Request<PutGroupInfoRequest>,
+        request: Request<PutGroupInfoRequest>,
     ) -> Result<Response<PutGroupInfoResponse>, Status> {
-        later("PutGroupInfo")
+        let caller = self.caller(&request).await?;
+        let answer = recovery::put_group_info(&self.node, &caller, request.get_ref()).await;
+        answer.map(Response::new).map_err(status)
     }
 
     type ListWelcomesStream = Answers<ListWelcomesResponse>;
@@ -327,9 +322,11 @@ impl DeliveryService for Rpc {
 
     async fn report_epoch(
         &self,
-        _request: Request<ReportEpochRequest>,
+        request: Request<ReportEpochRequest>,
     ) -> Result<Response<ReportEpochResponse>, Status> {
-        later("ReportEpoch")
+        let caller = self.caller(&request).await?;
+        let answer = recovery::report(&self.node, &caller, request.get_ref()).await;
+        answer.map(Response::new).map_err(status)
     }
 
     async fn leave_group(
@@ -343,8 +340,10 @@ impl DeliveryService for Rpc {
 
     async fn list_pending_removals(
         &self,
-        _request: Request<ListPendingRemovalsRequest>,
+        request: Request<ListPendingRemovalsRequest>,
     ) -> Result<Response<ListPendingRemovalsResponse>, Status> {
-        later("ListPendingRemovals")
+        let caller = self.caller(&request).await?;
+        let answer = revocations::list(&self.node, &caller, request.get_ref()).await;
+        answer.map(Response::new).map_err(status)
     }
 }

@@ -18,15 +18,17 @@ use chancery_proto::{
 };
 use prost::Message as _;
 use service_kit::{
-    db::{Db, TxError},
+    db::{Db, Transaction, TxError},
     lifecycle::Shutdown,
 };
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
     error::Error,
     group::DeviceKey,
     issuers::{Follower, Issuers},
+    node::Node,
     store, submit,
 };
 
@@ -39,6 +41,7 @@ pub struct StatusFeed {
     follower: Arc<Follower>,
     issuers: Issuers,
     db: Db,
+    recorded: Arc<Notify>,
     cursor: Cursor,
 }
 
@@ -51,11 +54,12 @@ struct Cursor {
 
 impl StatusFeed {
     /// Prepares; nothing is sent yet.
-    pub fn new(follower: Arc<Follower>, issuers: Issuers, db: Db) -> Self {
+    pub fn new(follower: Arc<Follower>, node: &Node) -> Self {
         Self {
             follower,
-            issuers,
-            db,
+            issuers: node.issuers.clone(),
+            db: node.db.clone(),
+            recorded: node.revoked.clone(),
             cursor: Cursor::default(),
         }
     }
@@ -202,7 +206,7 @@ impl StatusFeed {
 
     async fn apply(&mut self, status: &DeviceStatus, evidence: Vec<u8>) -> anyhow::Result<()> {
         let domain = self.follower.domain_id();
-        let gone = self.device_that_is_gone(status)?;
+        let effect = self.effect(status)?;
         let (history_id, seq) = (status.history_id.to_vec(), status.seq);
         let cursor = Cursor {
             history_id: history_id.clone(),
@@ -212,11 +216,7 @@ impl StatusFeed {
             .run_tx("apply_status", move |tx| {
                 let (history_id, evidence) = (history_id.clone(), evidence.clone());
                 Box::pin(async move {
-                    if let Some(device) = gone {
-                        let key = DeviceKey { domain, device };
-                        // A device that never called here has no user here yet.
-                        store::devices::revoke(tx, key, Uuid::nil(), &evidence).await?;
-                    }
+                    record(tx, domain, effect, &evidence).await?;
                     store::devices::advance_feed(tx, domain, &history_id, seq).await?;
                     Ok::<_, TxError<Error>>(())
                 })
@@ -224,25 +224,79 @@ impl StatusFeed {
             .await
             .map_err(submit::flatten)?;
         self.cursor = cursor;
+        if matches!(effect, Effect::Gone(_)) {
+            self.recorded.notify_one();
+        }
         Ok(())
     }
 
-    /// Suspension and expiry cut tokens at their source and remove nothing.
-    fn device_that_is_gone(&self, status: &DeviceStatus) -> anyhow::Result<Option<Uuid>> {
-        let ends = matches!(
-            status.change(),
-            StatusChange::Revoked | StatusChange::Deleted
+    fn effect(&self, status: &DeviceStatus) -> anyhow::Result<Effect> {
+        let (domain, id, device) = match &status.subject {
+            Some(device_status::Subject::Device(device)) => (&device.domain, &device.id, true),
+            Some(device_status::Subject::User(user)) => (&user.domain, &user.id, false),
+            None => return Ok(Effect::Nothing),
+        };
+        ensure!(domain == self.follower.domain(), "of another domain");
+        let id = Uuid::from_slice(id).context("the subject's id")?;
+        tracing::info!(
+            seq = status.seq,
+            change = status.change().as_str_name(),
+            "a status"
         );
-        match &status.subject {
-            Some(device_status::Subject::Device(device)) if ends => {
-                ensure!(
-                    device.domain == self.follower.domain(),
-                    "a device of another domain"
-                );
-                tracing::info!(seq = status.seq, "a device was revoked");
-                Ok(Some(Uuid::from_slice(&device.id).context("device.id")?))
+        Ok(match status.change() {
+            StatusChange::Revoked | StatusChange::Deleted if device => {
+                Effect::Gone(Subject::Device(id))
             }
-            _ => Ok(None),
-        }
+            StatusChange::Revoked | StatusChange::Deleted => Effect::Gone(Subject::User(id)),
+            StatusChange::Suspended => Effect::CutOff(id, false),
+            StatusChange::Expired => Effect::CutOff(id, true),
+            StatusChange::Reinstated | StatusChange::Renewed => Effect::Back(id),
+            StatusChange::Unspecified => Effect::Nothing,
+        })
     }
+}
+
+/// What a status does here.
+#[derive(Debug, Clone, Copy)]
+enum Effect {
+    /// For ever: refused from now on, and to be removed from every group.
+    Gone(Subject),
+    /// Until reinstated, or renewed where it expired: refused, and nowhere removed.
+    CutOff(Uuid, bool),
+    Back(Uuid),
+    /// Of a kind that this program does not know.
+    Nothing,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Subject {
+    Device(Uuid),
+    User(Uuid),
+}
+
+async fn record(
+    tx: &Transaction<'_>,
+    domain: i16,
+    effect: Effect,
+    evidence: &[u8],
+) -> Result<(), TxError<Error>> {
+    match effect {
+        Effect::Gone(Subject::Device(device)) => {
+            store::revocations::revoke(tx, DeviceKey { domain, device }, evidence).await?;
+        }
+        Effect::Gone(Subject::User(user)) => {
+            for device in store::revocations::devices_of(tx, domain, user).await? {
+                store::revocations::revoke(tx, device, evidence).await?;
+            }
+            store::revocations::suspend(tx, domain, user, false).await?;
+        }
+        Effect::CutOff(subject, expired) => {
+            store::revocations::suspend(tx, domain, subject, expired).await?;
+        }
+        Effect::Back(subject) => {
+            store::revocations::reinstate(tx, domain, subject).await?;
+        }
+        Effect::Nothing => {}
+    }
+    Ok(())
 }

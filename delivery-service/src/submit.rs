@@ -15,7 +15,7 @@ use crate::{
     group::{self, Append, Command, Decision, DeviceKey, Group, Head, Prior},
     node::Node,
     prepare::{PreparedCommit, PreparedSend},
-    store,
+    revocations, store,
     store::log::Entry,
 };
 
@@ -41,7 +41,11 @@ pub async fn send_message(
             Box::pin(async move { send_in(tx, &who, &send).await })
         })
         .await
-        .map_err(flatten)?;
+        .map_err(flatten);
+    let response = match response {
+        Ok(response) => response,
+        Err(error) => return Err(revocations::explain(node, &group, error).await),
+    };
     node.hub.group_moved(&group, response.seq);
     Ok(response)
 }
@@ -66,7 +70,11 @@ pub async fn submit_commit(
             Box::pin(async move { commit_in(tx, &who, &commit, lifetime).await })
         })
         .await
-        .map_err(flatten)?;
+        .map_err(flatten);
+    let result = match result {
+        Ok(result) => result,
+        Err(error) => return Err(revocations::explain(node, &commit.group, error).await),
+    };
     let head = result.first_message.as_ref().map_or(result.seq, |m| m.seq);
     node.hub.group_moved(&commit.group, head);
     for (device, _) in &commit.added {
@@ -108,12 +116,8 @@ async fn append_send(
     group: &Group,
     now: i64,
 ) -> TxResult<SendMessageResponse> {
-    let named_epoch = if send.epoch_seq == group.head.epoch_seq {
-        Some(group.head.epoch)
-    } else {
-        let epoch = store::groups::epoch(tx, &send.group, send.epoch_seq).await?;
-        epoch.map(|e| e.epoch)
-    };
+    let (named_epoch, voided_by) =
+        named_epoch(tx, &send.group, &group.head, send.epoch_seq).await?;
     let command = Command::Send(group::Send {
         device: caller.key,
         content_hash: send.content_hash,
@@ -121,6 +125,7 @@ async fn append_send(
         epoch: send.epoch,
         epoch_seq: send.epoch_seq,
         named_epoch,
+        voided_by,
     });
     match group.decide(&command, now).map_err(rejected)? {
         Decision::Replay(prior) => Ok(replayed_send(send, &group.head, &prior)),
@@ -137,7 +142,7 @@ async fn append_send(
                 payload: &send.message,
             };
             let head = append_entry(tx, &send.group, &group.head, &append, body).await?;
-            let outcome = outcome(&head, append.epoch_seq);
+            let outcome = outcome(&head, append.epoch_seq, None);
             Ok(SendMessageResponse {
                 message_id: send.message_id.as_bytes().to_vec().into(),
                 seq: append.seq,
@@ -149,6 +154,25 @@ async fn append_send(
             })
         }
     }
+}
+
+/// The number of the epoch with this name, or the entry that took it back.
+async fn named_epoch(
+    tx: Tx<'_>,
+    group: &[u8],
+    head: &Head,
+    epoch_seq: u64,
+) -> TxResult<(Option<u64>, Option<u64>)> {
+    if epoch_seq == head.epoch_seq {
+        return Ok((Some(head.epoch), None));
+    }
+    Ok(match store::groups::epoch(tx, group, epoch_seq).await? {
+        Some(epoch) => (Some(epoch.epoch), None),
+        None => (
+            None,
+            store::recovery::voided_by(tx, group, epoch_seq).await?,
+        ),
+    })
 }
 
 async fn commit_in(
@@ -184,7 +208,7 @@ async fn commit_in(
         payload: &commit.commit,
     };
     let head = append_entry(tx, &commit.group, &group.head, &append, body).await?;
-    write_epoch(tx, commit, append.seq, welcome_lifetime_seconds).await?;
+    write_epoch(tx, commit, &head, welcome_lifetime_seconds).await?;
     let first_message = match &commit.first_message {
         None => None,
         Some(first) => {
@@ -202,7 +226,7 @@ async fn commit_in(
         epoch_seq: append.seq,
         epoch: append.head.epoch,
         chain: head.chain.to_vec().into(),
-        outcome: outcome(&head, append.seq).into(),
+        outcome: outcome(&head, append.seq, None).into(),
         voided_by_seq: 0,
         replayed: false,
         accepted_at_micros: append.accepted_at,
@@ -220,15 +244,28 @@ pub(crate) async fn read_group(
 ) -> TxResult<(Group, i64)> {
     let now = store::groups::now(tx).await?;
     let prior = store::log::prior(tx, group, message_id, caller).await?;
-    let members = store::roster::current(tx, group, &[caller]).await?;
-    let known = store::devices::find(tx, &[caller]).await?;
+    let (caller, caller_revoked) = read_caller(tx, group, caller).await?;
     let group = Group {
         head,
-        caller: members.first().map(|(_, membership)| *membership),
-        caller_revoked: known.first().is_some_and(|d| d.revoked),
+        caller,
+        caller_revoked,
         prior,
     };
     Ok((group, now))
+}
+
+/// The caller's open membership, and whether it was revoked.
+pub(crate) async fn read_caller(
+    tx: Tx<'_>,
+    group: &[u8],
+    caller: DeviceKey,
+) -> TxResult<(Option<group::Membership>, bool)> {
+    let members = store::roster::current(tx, group, &[caller]).await?;
+    let known = store::devices::find(tx, &[caller]).await?;
+    Ok((
+        members.first().map(|(_, membership)| *membership),
+        known.first().is_some_and(|d| d.revoked),
+    ))
 }
 
 /// What the server knows of the things that a Commit names.
@@ -294,6 +331,7 @@ async fn commit_facts(
         kind: introduced(tx, caller, commit).await?,
         epoch: commit.epoch,
         epoch_seq: commit.epoch_seq,
+        voided_by: named_epoch(tx, group, head, commit.epoch_seq).await?.1,
         winner_seq,
         added,
         removed,
@@ -348,10 +386,10 @@ async fn welcomed(tx: Tx<'_>, commit: &PreparedCommit) -> TxResult<Vec<Option<De
 async fn write_epoch(
     tx: Tx<'_>,
     commit: &PreparedCommit,
-    seq: u64,
+    head: &Head,
     welcome_lifetime_seconds: u64,
 ) -> TxResult<()> {
-    let group = &commit.group;
+    let (group, seq) = (&commit.group, head.seq);
     let removed: Vec<DeviceKey> = commit.removed.iter().map(|(key, _)| *key).collect();
     let closed = store::roster::close(tx, group, seq, &removed).await?;
     if closed != removed.len() as u64 {
@@ -367,6 +405,8 @@ async fn write_epoch(
         group_state_hash: commit.group_state_hash.to_vec(),
         tree_width: commit.tree_width,
         encrypted_group_info: commit.encrypted_group_info.clone(),
+        floor_seq: Some(head.floor_seq),
+        committer: head.committer,
     };
     store::groups::insert_epoch(tx, group, &epoch).await?;
     store::tree::insert(tx, group, seq, &commit.tree_changes).await?;
@@ -430,6 +470,7 @@ pub(crate) async fn append_entry(
         payload_bytes: body.payload.len() as u64,
         payload: body.payload.to_vec(),
         group_state_hash: None,
+        pruned: false,
     };
     store::log::append(tx, group, &entry).await?;
     let head = Head {
@@ -443,12 +484,17 @@ pub(crate) async fn append_entry(
             "the head moved under the lock",
         )));
     }
+    if head.settled_seq > before.settled_seq {
+        store::groups::forget_committers(tx, group, head.settled_seq).await?;
+    }
     Ok(head)
 }
 
 /// Everything in, or begun by, an epoch after the newest settled one is provisional. `named` is the entry's `epoch_seq`, for a Commit its own seq.
-fn outcome(head: &Head, named: u64) -> Outcome {
-    if named > head.settled_seq {
+fn outcome(head: &Head, named: u64, voided_by: Option<u64>) -> Outcome {
+    if voided_by.is_some() {
+        Outcome::Voided
+    } else if named > head.settled_seq {
         Outcome::Provisional
     } else {
         Outcome::Standing
@@ -460,8 +506,8 @@ fn replayed_send(send: &PreparedSend, head: &Head, prior: &Prior) -> SendMessage
         message_id: send.message_id.as_bytes().to_vec().into(),
         seq: prior.seq,
         chain: prior.chain.to_vec().into(),
-        outcome: outcome(head, prior.epoch_seq).into(),
-        voided_by_seq: 0,
+        outcome: outcome(head, prior.epoch_seq, prior.voided_by).into(),
+        voided_by_seq: prior.voided_by.unwrap_or(0),
         replayed: true,
         accepted_at_micros: prior.accepted_at,
     }
@@ -485,8 +531,8 @@ async fn replayed_commit(
         epoch_seq: prior.seq,
         epoch: prior.epoch + 1,
         chain: prior.chain.to_vec().into(),
-        outcome: outcome(head, prior.seq).into(),
-        voided_by_seq: 0,
+        outcome: outcome(head, prior.seq, prior.voided_by).into(),
+        voided_by_seq: prior.voided_by.unwrap_or(0),
         replayed: true,
         accepted_at_micros: prior.accepted_at,
         first_message,

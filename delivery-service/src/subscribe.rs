@@ -15,13 +15,15 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::{
-    caller::Caller,
+    asking,
+    caller::{self, Caller},
     error::Error,
+    group::Stage,
     hub::Bell,
     inbox,
     node::Node,
-    read::{self, FRAME_BYTES},
-    store::{self, roster::Interval},
+    read::{self, FRAME_BYTES, Next},
+    store::{self, groups::Pulse, roster::Interval},
 };
 
 type Sink = mpsc::Sender<Result<Frame, Status>>;
@@ -34,6 +36,19 @@ struct Reader {
     chain: Option<[u8; 32]>,
     /// `Ended` was sent; a later join goes on from there.
     ended: bool,
+}
+
+/// Why a group ended for a device, if it did, and with which entry.
+fn end_of(view: &View) -> Option<(u64, EndedWhy)> {
+    let last = view.intervals.last()?;
+    match (last.removed_seq, view.head.stage) {
+        (Some(at), _) if last.voided => Some((at, EndedWhy::Voided)),
+        (Some(at), _) => Some((at, EndedWhy::Removed)),
+        (None, Stage::Open) => None,
+        (None, Stage::Replaced) => Some((view.head.seq, EndedWhy::Replaced)),
+        (None, Stage::Empty) => Some((view.head.seq, EndedWhy::Left)),
+        (None, Stage::Deleted) => Some((view.head.seq, EndedWhy::Deleted)),
+    }
 }
 
 struct Stream {
@@ -99,14 +114,14 @@ pub fn subscribe(
     let (sink, frames) = mpsc::channel(1);
     let stream = Stream {
         node: node.clone(),
-        caller,
         all_groups: request.all_groups,
         inbox: request.device_inbox,
-        bell: Arc::default(),
+        bell: Arc::new(Bell::of(caller.key)),
         readers,
         due: VecDeque::new(),
         sent_welcomes: HashSet::new(),
         sink,
+        caller,
     };
     tokio::spawn(stream.run(shutdown));
     Ok(frames)
@@ -150,7 +165,8 @@ impl Stream {
 
     async fn try_follow(&mut self) -> Result<std::convert::Infallible, End> {
         // Bells first, reads after: what comes in between rings.
-        self.node.hub.follow_device(self.caller.key, &self.bell);
+        let who = &self.caller;
+        self.node.hub.follow_device(who.key, who.user, &self.bell);
         for group in self.readers.keys() {
             self.node.hub.follow_group(group, &self.bell);
         }
@@ -183,6 +199,12 @@ impl Stream {
                 return Err(
                     Error::refused(Reason::DeviceRevoked, "this device was revoked").into(),
                 );
+            }
+            if woken.suspended {
+                return Err(caller::suspended().into());
+            }
+            for request in woken.requests {
+                self.send(frame::Frame::Requested(request)).await?;
             }
             if woken.device {
                 self.look_at_device().await?;
@@ -252,23 +274,27 @@ impl Stream {
         let Some(span) = read::next_span(&view.intervals, reader.after, view.head.seq) else {
             return self.nothing_new(group, &view).await;
         };
-        let entries = read::entries(&self.node, group, span, FRAME_BYTES, view.head.seq).await?;
-        let Some(last) = entries.entries.last() else {
+        let next = read::next(&self.node, group, span, FRAME_BYTES, view.head.seq).await?;
+        let Some(after) = next.last() else {
             return Err(Error::Corrupt("a hole in the log").into());
         };
         let reader = Reader {
-            after: last.seq,
+            after,
             chain: None,
             ended: false,
         };
         self.readers.insert(group.to_vec(), reader);
-        self.send(frame::Frame::Entries(entries)).await?;
+        let frame = match next {
+            Next::Entries(entries) => frame::Frame::Entries(entries),
+            Next::Pruned(pruned) => frame::Frame::Pruned(pruned),
+        };
+        self.send(frame).await?;
         Ok(true)
     }
 
     /// At the head: state for members, the end for those who were removed.
     async fn nothing_new(&mut self, group: &[u8], view: &View) -> Result<bool, End> {
-        if let Some(at_seq) = view.intervals.last().and_then(|i| i.removed_seq) {
+        if let Some((at_seq, why)) = end_of(view) {
             if at_seq > view.head.seq {
                 // Removed after the head was read: its removing Commit comes first.
                 return Ok(true);
@@ -280,7 +306,7 @@ impl Stream {
                 let ended = Ended {
                     group: Some(read::group_ref(&self.node, group)),
                     at_seq,
-                    why: EndedWhy::Removed.into(),
+                    why: why.into(),
                 };
                 self.send(frame::Frame::Ended(ended)).await?;
             }
@@ -296,20 +322,26 @@ impl Stream {
         let client = self.node.db.client().await?;
         // The head first, as in `read::view`.
         let head = store::groups::head(&**client, group).await?;
-        let intervals = store::roster::intervals(&**client, group, self.caller.key).await?;
+        let reading = store::roster::reading(&**client, group, self.caller.key).await?;
+        if reading.revoked {
+            return Err(Error::refused(Reason::DeviceRevoked, "this device was revoked").into());
+        }
         Ok(head
-            .filter(|_| !intervals.is_empty())
-            .map(|head| View { head, intervals }))
+            .filter(|_| !reading.intervals.is_empty())
+            .map(|head| View {
+                head,
+                intervals: reading.intervals,
+            }))
     }
 
     async fn heartbeat(&mut self) -> Result<(), End> {
         let groups: Vec<Vec<u8>> = self.readers.keys().cloned().collect();
         let client = self.node.db.client().await?;
         let now = store::groups::now(&**client).await?;
-        let heads = store::groups::head_seqs(&**client, &groups).await?;
+        let pulses = store::groups::pulses(&**client, &groups).await?;
         drop(client);
         let mut moved = Vec::new();
-        for (group, head_seq) in heads {
+        for (group, Pulse { head_seq, .. }) in pulses {
             let behind = self.readers.get(&group).is_some_and(|r| r.after < head_seq);
             if behind {
                 moved.push(State {
@@ -361,11 +393,13 @@ async fn poll_once(node: &Node) -> Result<(), DbError> {
         return Ok(());
     }
     let client = node.db.client().await?;
-    for (group, head) in store::groups::head_seqs(&**client, &groups).await? {
-        node.hub.group_moved(&group, head);
+    let pulses = store::groups::pulses(&**client, &groups).await?;
+    for (group, pulse) in &pulses {
+        node.hub.group_moved(group, pulse.head_seq);
     }
-    for (device, version, revoked) in store::roster::versions(&**client, &devices).await? {
-        node.hub.device_polled(device, version, revoked);
+    for (device, pulse) in store::roster::pulses(&**client, &devices).await? {
+        node.hub.device_polled(device, pulse);
     }
-    Ok(())
+    drop(client);
+    asking::look(node, &pulses).await
 }

@@ -91,7 +91,7 @@ impl Model {
             revoked: Vec::new(),
             last_removal: 0,
             head: Head {
-                open: true,
+                stage: Stage::Open,
                 seq: 0,
                 epoch: 0,
                 epoch_seq: 0,
@@ -118,6 +118,7 @@ impl Model {
             .map(|(_, joined_seq, _)| Membership {
                 user: user(n),
                 joined_seq: *joined_seq,
+                barred_seq: None,
             })
     }
 
@@ -137,6 +138,7 @@ impl Model {
             chain: [0; 32],
             accepted_at: 0,
             readable: self.may_read(by, p.seq),
+            voided_by: None,
         });
         Group {
             head: self.head.clone(),
@@ -172,6 +174,7 @@ impl Model {
                 kind,
                 epoch,
                 epoch_seq,
+                voided_by: None,
                 winner_seq: self
                     .epochs
                     .get(usize::try_from(epoch).expect("few epochs") + 1)
@@ -218,6 +221,7 @@ impl Model {
                     proposal: *proposal,
                     epoch,
                     epoch_seq,
+                    voided_by: None,
                     named_epoch: Some(epoch),
                 };
                 Some((*by, Command::Send(send)))

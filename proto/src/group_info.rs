@@ -6,6 +6,7 @@ use crate::{
     framing::{self, WireFormat},
     leaf::extensions,
     policy::{POLICY_EXTENSION, Policy},
+    suite::Suite,
     wire::{Malformed, Read, Reader, Write},
 };
 
@@ -33,6 +34,10 @@ pub struct GroupInfo {
     pub confirmation_tag: Vec<u8>,
     /// Leaf index of the signer.
     pub signer: u32,
+    /// By the signer's leaf key.
+    pub signature: Vec<u8>,
+    /// What it is over.
+    to_be_signed: Vec<u8>,
 }
 
 impl GroupInfo {
@@ -41,10 +46,19 @@ impl GroupInfo {
     /// # Errors
     /// Malformed, or more than `max_bytes`.
     pub fn parse(message: &[u8], max_bytes: usize) -> Read<Self> {
-        let mut reader = Reader::new(framing::body(message, max_bytes, WireFormat::GroupInfo)?);
+        let body = framing::body(message, max_bytes, WireFormat::GroupInfo)?;
+        let mut reader = Reader::new(body);
+        let (to_be_signed, mut info) = reader.span(Self::unsigned)?;
+        info.to_be_signed = to_be_signed.to_vec();
+        info.signature = reader.vector()?.to_vec();
+        reader.finish()?;
+        Ok(info)
+    }
+
+    fn unsigned(reader: &mut Reader<'_>) -> Read<Self> {
         let (group_context, mut info) = reader.span(Self::context)?;
         info.group_context = group_context.to_vec();
-        for (kind, data) in extensions(&mut reader)? {
+        for (kind, data) in extensions(reader)? {
             match kind {
                 RATCHET_TREE => return Err(Malformed("a ratchet_tree extension")),
                 EXTERNAL_PUB => {
@@ -56,9 +70,18 @@ impl GroupInfo {
         }
         info.confirmation_tag = reader.vector()?.to_vec();
         info.signer = reader.u32()?;
-        let _signature = reader.vector()?;
-        reader.finish()?;
         Ok(info)
+    }
+
+    /// Verifies the signature with the signer's leaf key; `None` for a suite that is not known here.
+    pub fn verify(&self, signature_key: &[u8]) -> Option<bool> {
+        let suite = Suite::from_code(self.suite)?;
+        Some(suite.verify_with_label(
+            signature_key,
+            "GroupInfoTBS",
+            &self.to_be_signed,
+            &self.signature,
+        ))
     }
 
     fn context(reader: &mut Reader<'_>) -> Read<Self> {
@@ -80,6 +103,8 @@ impl GroupInfo {
             external_pub: None,
             confirmation_tag: Vec::new(),
             signer: 0,
+            signature: Vec::new(),
+            to_be_signed: Vec::new(),
         })
     }
 

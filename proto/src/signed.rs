@@ -118,6 +118,30 @@ pub fn leave(
     bytes
 }
 
+/// Label of a failure report.
+pub const FAILURE: &str = "chancery failure 1";
+
+/// What a failure report says: this device cannot merge the Commit at this seq of this group's log, whose payload has this SHA-256.
+pub fn failure(
+    group: (&str, &[u8]),
+    reporter: (&str, &[u8; 16]),
+    commit_seq: u64,
+    commit_sha256: &[u8; 32],
+    reason: u32,
+    expires_at: i64,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(group.0.as_bytes());
+    bytes.put_vector(group.1);
+    bytes.put_vector(reporter.0.as_bytes());
+    bytes.put(reporter.1);
+    bytes.put(&commit_seq.to_be_bytes());
+    bytes.put(commit_sha256);
+    bytes.put(&reason.to_be_bytes());
+    bytes.put(&expires_at.to_be_bytes());
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

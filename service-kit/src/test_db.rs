@@ -61,15 +61,18 @@ impl TestDb {
         )
     }
 
-    /// A copy of the present state, as a backup would hold it. Sessions on this database are ended for it.
+    /// A copy of the present state, as a backup would hold it. Sessions on this database are ended for it, and none is admitted meanwhile.
     ///
     /// # Panics
     /// When the server refuses.
     pub async fn copy(&self) -> Self {
         let name = self.name.clone();
         blocking(move || {
+            admit(&name, false)?;
             end_sessions(&name)?;
-            clone_of(&name)
+            let copy = clone_of(&name);
+            admit(&name, true)?;
+            copy
         })
         .await
     }
@@ -95,10 +98,7 @@ impl TestDb {
     pub async fn interrupt(&self) {
         let name = self.name.clone();
         blocking(move || {
-            admin()?.batch_execute(&format!(
-                "ALTER DATABASE {} ALLOW_CONNECTIONS false",
-                quoted(&name)
-            ))?;
+            admit(&name, false)?;
             end_sessions(&name)
         })
         .await
@@ -119,13 +119,7 @@ impl TestDb {
     /// When the server refuses.
     pub async fn resume(&self) {
         let name = self.name.clone();
-        blocking(move || {
-            Ok(admin()?.batch_execute(&format!(
-                "ALTER DATABASE {} ALLOW_CONNECTIONS true",
-                quoted(&name)
-            ))?)
-        })
-        .await
+        blocking(move || admit(&name, true)).await
     }
 }
 
@@ -156,6 +150,13 @@ fn blocking<T: Send + 'static>(
 
 fn admin() -> anyhow::Result<Client> {
     Client::connect(&shared::server()?.admin_url(), NoTls).context("cannot reach the test server")
+}
+
+/// Whether new sessions on a database are admitted.
+fn admit(name: &str, sessions: bool) -> anyhow::Result<()> {
+    let name = quoted(name);
+    let sql = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {sessions}");
+    Ok(admin()?.batch_execute(&sql)?)
 }
 
 /// The name of the template for these migrations; made by whoever comes first, under a lock that all test processes share.

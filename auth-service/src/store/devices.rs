@@ -158,6 +158,28 @@ pub async fn mark_revoked(tx: &Transaction<'_>, id: Uuid, seq: u64) -> Result<u6
     tx.execute(sql, &[&id, &super::signed(seq)]).await
 }
 
+/// Devices whose certificate ended and whose end was not said yet, locked; those that another node is at are passed over.
+///
+/// # Errors
+/// The database.
+pub async fn lock_expired(tx: &Transaction<'_>, at_most: i64) -> Result<Vec<Uuid>, Error> {
+    let sql = "/* devices::lock_expired */ SELECT d.device_id FROM devices d JOIN device_keys k ON k.device_id = d.device_id \
+               AND k.current AND k.scheme = 2055 WHERE k.not_after < clock_timestamp() AND d.expired_seq IS NULL AND d.revoked_seq IS NULL \
+               ORDER BY k.not_after, d.device_id LIMIT $1 FOR UPDATE OF d SKIP LOCKED";
+    let rows = tx.query(sql, &[&at_most]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Notes that the end of a device's certificate was said, at a position of the status feed.
+///
+/// # Errors
+/// The database.
+pub async fn mark_expired(tx: &Transaction<'_>, id: Uuid, seq: u64) -> Result<u64, Error> {
+    let sql =
+        "/* devices::mark_expired */ UPDATE devices SET expired_seq = $2 WHERE device_id = $1";
+    tx.execute(sql, &[&id, &super::signed(seq)]).await
+}
+
 /// Uses an assertion; `false` when it was used before. Drops what is too old to be replayed.
 ///
 /// # Errors

@@ -52,7 +52,7 @@ pub async fn by_handle<C: GenericClient + Sync>(
 /// The database.
 pub async fn by_ids<C: GenericClient + Sync>(client: &C, ids: &[Uuid]) -> Result<Vec<User>, Error> {
     let sql = format!(
-        "/* users::by_ids */ SELECT {COLUMNS} FROM users u WHERE u.user_id = ANY($1) ORDER BY u.user_id"
+        "/* users::by_ids */ SELECT {COLUMNS} FROM users u WHERE u.user_id = ANY($1) AND u.deleted_at IS NULL ORDER BY u.user_id"
     );
     let rows = client.query(&sql, &[&ids]).await?;
     Ok(rows.iter().map(user).collect())
@@ -81,6 +81,38 @@ pub async fn upsert(tx: &Transaction<'_>, user: &User) -> Result<(Uuid, bool), E
     let sql = "/* users::upsert */ INSERT INTO user_words (word, user_id) SELECT DISTINCT w, $2::uuid FROM unnest($1::text[]) AS w";
     tx.execute(sql, &[&found_by, &id]).await?;
     Ok((id, id == user.id))
+}
+
+/// Locks a person against another change; whether they are suspended. `None` for nobody, and for who was deleted.
+///
+/// # Errors
+/// The database.
+pub async fn lock(tx: &Transaction<'_>, id: Uuid) -> Result<Option<bool>, Error> {
+    let sql = "/* users::lock */ SELECT suspended FROM users WHERE user_id = $1 AND deleted_at IS NULL FOR UPDATE";
+    Ok(tx.query_opt(sql, &[&id]).await?.map(|row| row.get(0)))
+}
+
+/// Cuts a person off, or lets them in again.
+///
+/// # Errors
+/// The database.
+pub async fn set_suspended(tx: &Transaction<'_>, id: Uuid, suspended: bool) -> Result<u64, Error> {
+    let sql = "/* users::set_suspended */ UPDATE users SET suspended = $2 WHERE user_id = $1";
+    tx.execute(sql, &[&id, &suspended]).await
+}
+
+/// Takes a person's names away; the id stays, and stays suspended. Open invitations go.
+///
+/// # Errors
+/// The database.
+pub async fn delete(tx: &Transaction<'_>, id: Uuid) -> Result<u64, Error> {
+    let sql = "/* users::delete */ DELETE FROM user_words WHERE user_id = $1";
+    tx.execute(sql, &[&id]).await?;
+    let sql = "/* users::delete */ DELETE FROM invitations WHERE user_id = $1 AND used_at IS NULL";
+    tx.execute(sql, &[&id]).await?;
+    let sql = "/* users::delete */ UPDATE users SET handle = 'deleted:' || user_id, display_name = '', organisation = '', suspended = true, \
+               deleted_at = clock_timestamp() WHERE user_id = $1";
+    tx.execute(sql, &[&id]).await
 }
 
 /// Lower-case words of a text.
@@ -126,7 +158,7 @@ pub async fn list<C: GenericClient + Sync>(
     limit: i64,
 ) -> Result<Vec<User>, Error> {
     let sql = format!(
-        "/* users::list */ SELECT {COLUMNS} FROM users u WHERE lower(u.handle) COLLATE \"C\" > lower($1) \
+        "/* users::list */ SELECT {COLUMNS} FROM users u WHERE lower(u.handle) COLLATE \"C\" > lower($1) AND u.deleted_at IS NULL \
          ORDER BY lower(u.handle) COLLATE \"C\" LIMIT $2"
     );
     let rows = client.query(&sql, &[&after, &limit]).await?;

@@ -35,6 +35,17 @@ pub struct PreparedGroup {
     pub tree_width: u32,
     /// Nodes that are not blank.
     pub tree: Vec<store::tree::Node>,
+    /// The group that this one follows.
+    pub replaces: Option<Replaces>,
+}
+
+/// A group that ends with the creation of another.
+#[derive(Debug, Clone)]
+pub struct Replaces {
+    /// Its id.
+    pub group: Vec<u8>,
+    /// The last entry that the creator has seen.
+    pub head_seq: u64,
 }
 
 /// Reads a CreateGroup request: a group of exactly the caller.
@@ -47,11 +58,24 @@ pub async fn group(
     request: &CreateGroupRequest,
 ) -> Result<PreparedGroup, Error> {
     let group = read::group_id(node, request.group.as_ref())?;
-    if request.replaces.is_some() || request.parent.is_some() || request.paired_group.is_some() {
+    if request.parent.is_some() || request.paired_group.is_some() {
         return Err(Error::refused(
             Reason::UnknownValue,
-            "replaces, parent and paired_group are reserved",
+            "parent and paired_group are reserved",
         ));
+    }
+    let replaces = request
+        .replaces
+        .as_ref()
+        .map(|old| {
+            Ok::<_, Error>(Replaces {
+                group: read::group_id(node, old.group.as_ref())?,
+                head_seq: old.head_seq,
+            })
+        })
+        .transpose()?;
+    if replaces.as_ref().is_some_and(|old| old.group == group) {
+        return Err(Error::malformed("replaces", "a group cannot follow itself"));
     }
     let suite = u16::try_from(request.suite)
         .ok()
@@ -71,10 +95,13 @@ pub async fn group(
         return Err(Error::Rejected(crate::group::Rejection::TreeMismatch));
     }
     check_only_leaf(node, caller, &tree).await?;
-    let hasher = ContentHasher::new("CreateGroup")
+    let mut hasher = ContentHasher::new("CreateGroup")
         .field(1, &group)
         .number(2, u64::from(request.suite))
         .field(3, &request.group_info);
+    if let Some(old) = &replaces {
+        hasher = hasher.field(5, &old.group).number(6, old.head_seq);
+    }
     Ok(PreparedGroup {
         suite,
         content_hash: hash_tree(hasher, request.tree.as_ref()).finish(),
@@ -85,6 +112,7 @@ pub async fn group(
         external_join: join_of(policy.external_join),
         tree_width: tree.width(),
         tree: tree.nodes().map(|(i, n)| (i, Some(n.to_vec()))).collect(),
+        replaces,
         group,
     })
 }

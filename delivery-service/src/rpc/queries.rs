@@ -4,7 +4,7 @@ use chancery_proto::{common::v1::Reason, delivery::v1::*, suite};
 use service_kit::db::DbError;
 
 use super::Rpc;
-use crate::{caller::Caller, error::Error, read, store};
+use crate::{caller::Caller, error::Error, group::Stage, read, store};
 
 /// Members in one part of a roster.
 const ROSTER_PART: usize = 1_000;
@@ -157,7 +157,10 @@ impl Rpc {
         }
         answers[0].state = Some(read::state(&self.node, &view.group, &view.head));
         answers[0].suite = u32::try_from(created.suite).unwrap_or(0);
-        answers[0].healthy = view.head.open;
+        let forks = store::recovery::distinct_hashes(&**client, &view.group, view.head.epoch_seq)
+            .await
+            .map_err(DbError::from)?;
+        answers[0].healthy = view.head.stage == Stage::Open && forks < 2;
         Ok(answers)
     }
 
@@ -180,7 +183,7 @@ impl Rpc {
                     .then(|| read::state(&self.node, &view.group, &view.head)),
                 joined_seq: last.joined_seq,
                 removed_seq: last.removed_seq.unwrap_or(0),
-                closed: !view.head.open,
+                closed: view.head.stage != Stage::Open,
             });
         }
         Ok(summaries

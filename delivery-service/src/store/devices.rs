@@ -68,24 +68,35 @@ async fn select<C: GenericClient + Sync>(
         .collect())
 }
 
-/// Records a revocation with the Authentication Service's signed statement, and takes the device's KeyPackages and unread Welcomes away.
-pub async fn revoke(
-    tx: &Transaction<'_>,
+/// How a caller stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Its user, where the device is known.
+    pub user: Option<Uuid>,
+    /// Never undone.
+    pub revoked: bool,
+    /// Its user is suspended, or its certificate expired.
+    pub suspended: bool,
+}
+
+/// How a device with this user stands.
+pub async fn standing<C: GenericClient + Sync>(
+    client: &C,
     key: DeviceKey,
     user: Uuid,
-    evidence: &[u8],
-) -> Result<(), Error> {
-    let sql = "/* devices::revoke */ SELECT 1 FROM devices WHERE domain_id = $1 AND device_id = $2 FOR UPDATE";
-    tx.execute(sql, &[&key.domain, &key.device]).await?;
-    let sql = "/* devices::revoke */ INSERT INTO devices (domain_id, device_id, user_id, revoked) VALUES ($1, $2, $3, true) \
-               ON CONFLICT (device_id, domain_id) DO UPDATE SET revoked = true";
-    tx.execute(sql, &[&key.domain, &key.device, &user]).await?;
-    let sql = "/* devices::revoke */ INSERT INTO revoked_devices (domain_id, device_id, evidence) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    tx.execute(sql, &[&key.domain, &key.device, &evidence])
+) -> Result<Standing, Error> {
+    let sql = "/* devices::standing */ SELECT v.user_id, coalesce(v.revoked, false), \
+               EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = $1 AND s.subject_id IN ($2, $3)) \
+               FROM (SELECT 1) AS one LEFT JOIN devices v ON v.domain_id = $1 AND v.device_id = $2";
+    let row = client
+        .query_one(sql, &[&key.domain, &key.device, &user])
         .await?;
-    let sql = "/* devices::revoke */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND claim_id IS NULL";
-    tx.execute(sql, &[&key.domain, &key.device]).await?;
-    Ok(())
+    Ok(Standing {
+        // A device that was revoked before it ever called has none.
+        user: row.get::<_, Option<Uuid>>(0).filter(|user| !user.is_nil()),
+        revoked: row.get(1),
+        suspended: row.get(2),
+    })
 }
 
 /// An Authentication Service as last seen.

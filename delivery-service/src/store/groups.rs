@@ -4,9 +4,25 @@ use tokio_postgres::{Error, GenericClient, Row, Transaction};
 use uuid::Uuid;
 
 use super::{hash32, signed, unsigned};
-use crate::group::{Committer, ConfirmBy, DeviceKey, ExternalJoin, Head};
+use crate::group::{Committer, ConfirmBy, DeviceKey, ExternalJoin, Head, Stage};
 
-const OPEN: i16 = 1;
+fn stage_code(stage: Stage) -> i16 {
+    match stage {
+        Stage::Deleted => 0,
+        Stage::Open => 1,
+        Stage::Replaced => 2,
+        Stage::Empty => 3,
+    }
+}
+
+fn stage_of(code: i16) -> Stage {
+    match code {
+        1 => Stage::Open,
+        2 => Stage::Replaced,
+        3 => Stage::Empty,
+        _ => Stage::Deleted,
+    }
+}
 
 /// What `CreateGroup` made.
 #[derive(Debug, Clone)]
@@ -19,30 +35,34 @@ pub struct Created {
     pub create_hash: [u8; 32],
 }
 
-fn head_of(row: &Row) -> Head {
-    let committer_device: Option<Uuid> = row.get("committer_device");
+/// The committer in columns of these names, in a head's row and in an epoch's.
+fn committer_of(row: &Row) -> Option<Committer> {
+    let device: Option<Uuid> = row.get("committer_device");
     let confirm_by = match row.get::<_, i16>("confirm_by") {
         1 => ConfirmBy::OtherUser,
         2 => ConfirmBy::OtherDevice,
         _ => ConfirmBy::Nobody,
     };
-    let committer = committer_device.map(|device| Committer {
+    device.map(|device| Committer {
         key: DeviceKey {
             domain: row.get("committer_domain"),
             device,
         },
         user: row.get("committer_user"),
         confirm_by,
-    });
+    })
+}
+
+fn head_of(row: &Row) -> Head {
     Head {
-        open: row.get::<_, i16>("state") == OPEN,
+        stage: stage_of(row.get("state")),
         seq: unsigned(row.get("head_seq")),
         epoch: unsigned(row.get("epoch")),
         epoch_seq: unsigned(row.get("epoch_seq")),
         floor_seq: unsigned(row.get("floor_seq")),
         settled_seq: unsigned(row.get("settled_seq")),
         pending_removals: u32::try_from(row.get::<_, i32>("pending_removals")).unwrap_or(0),
-        committer,
+        committer: committer_of(row),
         past_epochs: u64::try_from(row.get::<_, i32>("past_epochs")).unwrap_or(0),
         external_join: match row.get::<_, i16>("external_join") {
             1 => ExternalJoin::Resync,
@@ -62,8 +82,10 @@ fn external_join_code(policy: ExternalJoin) -> i16 {
     }
 }
 
-fn committer_columns(head: &Head) -> (Option<i16>, Option<Uuid>, Option<Uuid>, i16) {
-    match &head.committer {
+fn committer_columns(
+    committer: Option<&Committer>,
+) -> (Option<i16>, Option<Uuid>, Option<Uuid>, i16) {
+    match committer {
         None => (None, None, None, 0),
         Some(c) => {
             let confirm_by = match c.confirm_by {
@@ -115,16 +137,35 @@ pub async fn head<C: GenericClient + Sync>(
         .map(head_of))
 }
 
-/// Heads of several groups: `(group_id, head_seq)`.
-pub async fn head_seqs<C: GenericClient + Sync>(
+/// What a poll reads of a group's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pulse {
+    /// Last seq given.
+    pub head_seq: u64,
+    /// The current epoch, where it is unsettled.
+    pub unsettled: Option<u64>,
+    /// Devices revoked and still in the roster.
+    pub pending_removals: u32,
+}
+
+/// The pulses of several groups.
+pub async fn pulses<C: GenericClient + Sync>(
     client: &C,
     groups: &[Vec<u8>],
-) -> Result<Vec<(Vec<u8>, u64)>, Error> {
-    let sql = "/* groups::head_seqs */ SELECT group_id, head_seq FROM group_heads WHERE group_id = ANY($1)";
+) -> Result<Vec<(Vec<u8>, Pulse)>, Error> {
+    let sql = "/* groups::pulses */ SELECT group_id, head_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, pending_removals \
+               FROM group_heads WHERE group_id = ANY($1)";
     let rows = client.query(sql, &[&groups]).await?;
     Ok(rows
         .iter()
-        .map(|row| (row.get(0), unsigned(row.get(1))))
+        .map(|row| {
+            let pulse = Pulse {
+                head_seq: unsigned(row.get(1)),
+                unsettled: row.get::<_, Option<i64>>(2).map(unsigned),
+                pending_removals: u32::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+            };
+            (row.get(0), pulse)
+        })
         .collect())
 }
 
@@ -174,7 +215,7 @@ pub async fn insert_head(tx: &Transaction<'_>, group: &[u8], head: &Head) -> Res
         sql,
         &[
             &group,
-            &OPEN,
+            &stage_code(head.stage),
             &signed(head.seq),
             &signed(head.epoch),
             &signed(head.epoch_seq),
@@ -197,10 +238,10 @@ pub async fn advance(
     head: &Head,
 ) -> Result<u64, Error> {
     let sql = "/* groups::advance */ UPDATE group_heads SET head_seq = $3, epoch = $4, epoch_seq = $5, floor_seq = $6, settled_seq = $7, \
-               roster_seq = CASE WHEN $5 > epoch_seq THEN $3 ELSE roster_seq END, pending_removals = $8, committer_domain = $9, \
+               roster_seq = CASE WHEN $5 <> epoch_seq THEN $3 ELSE roster_seq END, pending_removals = $8, committer_domain = $9, \
                committer_device = $10, committer_user = $11, confirm_by = $12, past_epochs = $13, external_join = $14, chain = $15, \
-               last_at = 'epoch'::timestamptz + $16 * interval '1 microsecond' WHERE group_id = $1 AND head_seq = $2";
-    let (domain, device, user, confirm_by) = committer_columns(head);
+               last_at = 'epoch'::timestamptz + $16 * interval '1 microsecond', state = $17 WHERE group_id = $1 AND head_seq = $2";
+    let (domain, device, user, confirm_by) = committer_columns(head.committer.as_ref());
     let pending = i32::try_from(head.pending_removals).unwrap_or(i32::MAX);
     let past_epochs = i32::try_from(head.past_epochs).unwrap_or(i32::MAX);
     tx.execute(
@@ -222,9 +263,21 @@ pub async fn advance(
             &external_join_code(head.external_join),
             &head.chain.as_slice(),
             &(head.last_at as f64),
+            &stage_code(head.stage),
         ],
     )
     .await
+}
+
+/// Settled epochs need no committer any more, and nothing takes them back.
+pub async fn forget_committers(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    settled_seq: u64,
+) -> Result<u64, Error> {
+    let sql = "/* groups::forget_committers */ UPDATE epochs SET committer_domain = NULL, committer_device = NULL, committer_user = NULL, \
+               confirm_by = 0, void_at = NULL WHERE group_id = $1 AND epoch_seq <= $2 AND committer_device IS NOT NULL";
+    tx.execute(sql, &[&group, &signed(settled_seq)]).await
 }
 
 /// A standing epoch.
@@ -242,13 +295,19 @@ pub struct Epoch {
     pub tree_width: u32,
     /// What its Welcomes share.
     pub encrypted_group_info: Option<Vec<u8>>,
+    /// The head's floor when it began; absent where an older program wrote it.
+    pub floor_seq: Option<u64>,
+    /// Who began it, while it is unsettled.
+    pub committer: Option<Committer>,
 }
 
 /// Stores an epoch.
 pub async fn insert_epoch(tx: &Transaction<'_>, group: &[u8], epoch: &Epoch) -> Result<(), Error> {
     let sql = "/* groups::insert_epoch */ INSERT INTO epochs (group_id, epoch, epoch_seq, group_info, group_state_hash, tree_width, \
-               encrypted_group_info) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+               encrypted_group_info, floor_seq, committer_domain, committer_device, committer_user, confirm_by) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     let width = i32::try_from(epoch.tree_width).unwrap_or(i32::MAX);
+    let (domain, device, user, confirm_by) = committer_columns(epoch.committer.as_ref());
     tx.execute(
         sql,
         &[
@@ -259,10 +318,35 @@ pub async fn insert_epoch(tx: &Transaction<'_>, group: &[u8], epoch: &Epoch) -> 
             &epoch.group_state_hash,
             &width,
             &epoch.encrypted_group_info,
+            &epoch.floor_seq.map(signed),
+            &domain,
+            &device,
+            &user,
+            &confirm_by,
         ],
     )
     .await?;
     Ok(())
+}
+
+macro_rules! epoch_columns {
+    () => {
+        "epoch, epoch_seq, group_info, group_state_hash, tree_width, encrypted_group_info, floor_seq, \
+         committer_domain, committer_device, committer_user, confirm_by"
+    };
+}
+
+fn epoch_of(row: &Row) -> Epoch {
+    Epoch {
+        epoch: unsigned(row.get("epoch")),
+        epoch_seq: unsigned(row.get("epoch_seq")),
+        group_info: row.get("group_info"),
+        group_state_hash: row.get("group_state_hash"),
+        tree_width: u32::try_from(row.get::<_, i32>("tree_width")).unwrap_or(0),
+        encrypted_group_info: row.get("encrypted_group_info"),
+        floor_seq: row.get::<_, Option<i64>>("floor_seq").map(unsigned),
+        committer: committer_of(row),
+    }
 }
 
 /// The epoch named `epoch_seq`.
@@ -271,17 +355,28 @@ pub async fn epoch<C: GenericClient + Sync>(
     group: &[u8],
     epoch_seq: u64,
 ) -> Result<Option<Epoch>, Error> {
-    let sql = "/* groups::epoch */ SELECT epoch, epoch_seq, group_info, group_state_hash, tree_width, encrypted_group_info \
-               FROM epochs WHERE group_id = $1 AND epoch_seq = $2";
+    let sql = concat!(
+        "/* groups::epoch */ SELECT ",
+        epoch_columns!(),
+        " FROM epochs WHERE group_id = $1 AND epoch_seq = $2"
+    );
     let row = client.query_opt(sql, &[&group, &signed(epoch_seq)]).await?;
-    Ok(row.map(|row| Epoch {
-        epoch: unsigned(row.get(0)),
-        epoch_seq: unsigned(row.get(1)),
-        group_info: row.get(2),
-        group_state_hash: row.get(3),
-        tree_width: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
-        encrypted_group_info: row.get(5),
-    }))
+    Ok(row.as_ref().map(epoch_of))
+}
+
+/// The standing epoch before the one that `seq` began.
+pub async fn epoch_before(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    seq: u64,
+) -> Result<Option<Epoch>, Error> {
+    let sql = concat!(
+        "/* groups::epoch_before */ SELECT ",
+        epoch_columns!(),
+        " FROM epochs WHERE group_id = $1 AND epoch_seq < $2 ORDER BY epoch_seq DESC LIMIT 1"
+    );
+    let row = tx.query_opt(sql, &[&group, &signed(seq)]).await?;
+    Ok(row.as_ref().map(epoch_of))
 }
 
 /// The name of the standing epoch with this number.

@@ -31,6 +31,8 @@ pub struct Entry {
     pub payload_bytes: u64,
     /// Commits: hash of the GroupInfo's state.
     pub group_state_hash: Option<Vec<u8>>,
+    /// Past retention: the payload is gone.
+    pub pruned: bool,
 }
 
 /// Appends one entry under the group's lock.
@@ -66,7 +68,9 @@ pub async fn prior(
     let sql = "/* log::prior */ SELECT l.seq, l.epoch, l.epoch_seq, l.kind, l.content_hash, l.chain, \
                (extract(epoch FROM l.accepted_at) * 1000000)::bigint, \
                EXISTS (SELECT 1 FROM members m WHERE m.group_id = l.group_id AND m.domain_id = $3 AND m.device_id = $4 \
-                       AND m.joined_seq <= l.seq AND (m.removed_seq IS NULL OR l.seq <= m.removed_seq)) \
+                       AND m.joined_seq <= l.seq AND (m.removed_seq IS NULL OR l.seq <= m.removed_seq)), \
+               (SELECT min(v.void_seq) FROM voids v WHERE v.group_id = l.group_id AND l.seq BETWEEN v.first_seq AND v.last_seq \
+                AND (l.seq = v.first_seq OR l.epoch_seq >= v.first_seq) AND l.kind <= 4) \
                FROM log l WHERE l.group_id = $1 AND l.message_id = $2";
     let row = tx
         .query_opt(sql, &[&group, &message_id, &reader.domain, &reader.device])
@@ -80,6 +84,7 @@ pub async fn prior(
         chain: hash32(row.get(5)),
         accepted_at: row.get(6),
         readable: row.get(7),
+        voided_by: row.get::<_, Option<i64>>(8).map(unsigned),
     }))
 }
 
@@ -130,7 +135,7 @@ pub async fn read_after<C: GenericClient + Sync>(
 ) -> Result<Vec<Entry>, Error> {
     let sql = "/* log::read_after */ SELECT l.seq, l.epoch, l.epoch_seq, l.kind, l.message_id, \
                (extract(epoch FROM l.accepted_at) * 1000000)::bigint, l.content_hash, l.chain, \
-               CASE WHEN length(l.payload) <= $5 THEN l.payload ELSE ''::bytea END, length(l.payload)::bigint, e.group_state_hash \
+               CASE WHEN length(l.payload) <= $5 THEN l.payload ELSE ''::bytea END, length(l.payload)::bigint, e.group_state_hash, l.pruned \
                FROM log l LEFT JOIN epochs e ON e.group_id = l.group_id AND e.epoch_seq = l.seq \
                WHERE l.group_id = $1 AND l.seq > $2 AND l.seq <= $3 ORDER BY l.seq LIMIT $4";
     let inline = i32::try_from(page.inline_payload_bytes).unwrap_or(i32::MAX);
@@ -162,6 +167,7 @@ fn entry_of(row: &Row) -> Entry {
         payload: row.get(8),
         payload_bytes: unsigned(row.get(9)),
         group_state_hash: row.get(10),
+        pruned: row.get(11),
     }
 }
 
@@ -171,7 +177,7 @@ pub async fn payload<C: GenericClient + Sync>(
     group: &[u8],
     seq: u64,
 ) -> Result<Option<Vec<u8>>, Error> {
-    let sql = "/* log::payload */ SELECT payload FROM log WHERE group_id = $1 AND seq = $2";
+    let sql = "/* log::payload */ SELECT payload FROM log WHERE group_id = $1 AND seq = $2 AND NOT pruned";
     let row = client.query_opt(sql, &[&group, &signed(seq)]).await?;
     Ok(row.map(|row| row.get(0)))
 }

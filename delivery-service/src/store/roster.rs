@@ -13,6 +13,8 @@ pub struct Interval {
     pub joined_seq: u64,
     /// The removing Commit, readable too; absent while the device is a member.
     pub removed_seq: Option<u64>,
+    /// The joining Commit was taken back.
+    pub voided: bool,
 }
 
 /// A row of the roster.
@@ -34,7 +36,7 @@ pub async fn current<C: GenericClient + Sync>(
     group: &[u8],
     devices: &[DeviceKey],
 ) -> Result<Vec<(DeviceKey, Membership)>, Error> {
-    let sql = "/* roster::current */ SELECT m.domain_id, m.device_id, m.user_id, m.joined_seq FROM members m \
+    let sql = "/* roster::current */ SELECT m.domain_id, m.device_id, m.user_id, m.joined_seq, m.barred_seq FROM members m \
                JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) \
                  ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
                WHERE m.group_id = $1 AND m.removed_seq IS NULL";
@@ -50,30 +52,45 @@ pub async fn current<C: GenericClient + Sync>(
             let membership = Membership {
                 user: row.get(2),
                 joined_seq: unsigned(row.get(3)),
+                barred_seq: row.get::<_, Option<i64>>(4).map(unsigned),
             };
             (key, membership)
         })
         .collect())
 }
 
-/// All intervals of a device, oldest first.
-pub async fn intervals<C: GenericClient + Sync>(
+/// What a device may read of a group.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// All its intervals, oldest first.
+    pub intervals: Vec<Interval>,
+    /// It was revoked: nothing, in truth.
+    pub revoked: bool,
+}
+
+/// Intervals and revocation, in one statement. Read after the head, it bounds that head: what was accepted after a revocation is beyond it.
+pub async fn reading<C: GenericClient + Sync>(
     client: &C,
     group: &[u8],
     device: DeviceKey,
-) -> Result<Vec<Interval>, Error> {
-    let sql = "/* roster::intervals */ SELECT joined_seq, removed_seq FROM members \
-               WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 ORDER BY joined_seq";
+) -> Result<Reading, Error> {
+    let sql = "/* roster::reading */ SELECT m.joined_seq, m.removed_seq, m.voided, \
+               EXISTS (SELECT 1 FROM devices d WHERE d.domain_id = $2 AND d.device_id = $3 AND d.revoked) \
+               FROM members m WHERE m.group_id = $1 AND m.domain_id = $2 AND m.device_id = $3 ORDER BY m.joined_seq";
     let rows = client
         .query(sql, &[&group, &device.domain, &device.device])
         .await?;
-    Ok(rows
-        .iter()
-        .map(|row| Interval {
-            joined_seq: unsigned(row.get(0)),
-            removed_seq: row.get::<_, Option<i64>>(1).map(unsigned),
-        })
-        .collect())
+    Ok(Reading {
+        intervals: rows
+            .iter()
+            .map(|row| Interval {
+                joined_seq: unsigned(row.get(0)),
+                removed_seq: row.get::<_, Option<i64>>(1).map(unsigned),
+                voided: row.get(2),
+            })
+            .collect(),
+        revoked: rows.first().is_some_and(|row| row.get(3)),
+    })
 }
 
 /// The roster as of a seq, in the order of the ids.
@@ -95,6 +112,29 @@ pub async fn as_of<C: GenericClient + Sync>(
             user: row.get(2),
             joined_seq: unsigned(row.get(3)),
             pending: row.get::<_, i16>(4) > 0,
+        })
+        .collect())
+}
+
+/// Which of these devices are members that nobody is to remove, with their users.
+pub async fn unmarked<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    devices: &[DeviceKey],
+) -> Result<Vec<(DeviceKey, Uuid)>, Error> {
+    let sql = "/* roster::unmarked */ SELECT m.domain_id, m.device_id, m.user_id FROM members m \
+               JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
+               WHERE m.group_id = $1 AND m.removed_seq IS NULL AND m.pending = 0";
+    let (domains, ids) = columns(devices);
+    let rows = client.query(sql, &[&group, &domains, &ids]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let key = DeviceKey {
+                domain: row.get(0),
+                device: row.get(1),
+            };
+            (key, row.get(2))
         })
         .collect())
 }
@@ -225,17 +265,30 @@ pub async fn groups_of<C: GenericClient + Sync>(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// A number for each of these devices that grows whenever its list of groups changes, and whether it was revoked.
-pub async fn versions<C: GenericClient + Sync>(
+/// What a poll reads of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DevicePulse {
+    /// Grows whenever its list of groups changes.
+    pub version: u64,
+    /// Never undone.
+    pub revoked: bool,
+    /// Its user is suspended, or its certificate expired.
+    pub suspended: bool,
+}
+
+/// The pulses of devices, each with its user.
+pub async fn pulses<C: GenericClient + Sync>(
     client: &C,
-    devices: &[DeviceKey],
-) -> Result<Vec<(DeviceKey, u64, bool)>, Error> {
-    let sql = "/* roster::versions */ SELECT d.domain_id, d.device_id, \
+    devices: &[(DeviceKey, Uuid)],
+) -> Result<Vec<(DeviceKey, DevicePulse)>, Error> {
+    let sql = "/* roster::pulses */ SELECT d.domain_id, d.device_id, \
                coalesce((SELECT sum(g.seq + 1) FROM device_groups g WHERE g.device_id = d.device_id AND g.domain_id = d.domain_id), 0)::bigint, \
-               coalesce((SELECT v.revoked FROM devices v WHERE v.device_id = d.device_id AND v.domain_id = d.domain_id), false) \
-               FROM unnest($1::smallint[], $2::uuid[]) AS d(domain_id, device_id)";
-    let (domains, ids) = columns(devices);
-    let rows = client.query(sql, &[&domains, &ids]).await?;
+               coalesce((SELECT v.revoked FROM devices v WHERE v.device_id = d.device_id AND v.domain_id = d.domain_id), false), \
+               EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = d.domain_id AND s.subject_id IN (d.device_id, d.user_id)) \
+               FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS d(domain_id, device_id, user_id)";
+    let (keys, users): (Vec<DeviceKey>, Vec<Uuid>) = devices.iter().copied().unzip();
+    let (domains, ids) = columns(&keys);
+    let rows = client.query(sql, &[&domains, &ids, &users]).await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -243,7 +296,12 @@ pub async fn versions<C: GenericClient + Sync>(
                 domain: row.get(0),
                 device: row.get(1),
             };
-            (key, unsigned(row.get(2)), row.get(3))
+            let pulse = DevicePulse {
+                version: unsigned(row.get(2)),
+                revoked: row.get(3),
+                suspended: row.get(4),
+            };
+            (key, pulse)
         })
         .collect())
 }

@@ -1,5 +1,8 @@
 //! Public trees as opaque nodes, each kept by the seq of the Commit that wrote it.
 
+use std::collections::BTreeMap;
+
+use chancery_proto::tree::Tree;
 use tokio_postgres::{Error, GenericClient, Transaction};
 
 use super::signed;
@@ -26,6 +29,39 @@ pub async fn insert(
             .await?;
     }
     Ok(())
+}
+
+/// Puts a whole tree in the place of what was written at `seq`.
+pub async fn rewrite(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    seq: u64,
+    tree: &Tree,
+) -> Result<(), Error> {
+    let sql = "/* tree::rewrite */ DELETE FROM tree_nodes WHERE group_id = $1 AND from_seq = $2";
+    tx.execute(sql, &[&group, &signed(seq)]).await?;
+    let mut changes: BTreeMap<u32, Option<Vec<u8>>> = at(tx, group, seq)
+        .await?
+        .into_iter()
+        .map(|(index, _)| (index, None))
+        .collect();
+    changes.extend(
+        tree.nodes()
+            .map(|(index, node)| (index, Some(node.to_vec()))),
+    );
+    insert(tx, group, seq, &changes.into_iter().collect::<Vec<_>>()).await
+}
+
+/// The nodes that are not blank in the epoch before the one that `seq` began.
+pub async fn before<C: GenericClient + Sync>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+) -> Result<Vec<(u32, Vec<u8>)>, Error> {
+    match seq.checked_sub(1) {
+        Some(seq) => at(client, group, seq).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The nodes that are not blank in the epoch named `seq`, in index order.

@@ -270,6 +270,19 @@ pub fn group_context(group: &[u8], epoch: u64, tree: &Tree, policy: &Policy) -> 
     context
 }
 
+/// MLSMessage(GroupInfo) of an epoch, signed by the device whose leaf is at this place.
+pub fn signed_group_info(context: &[u8], signer: &Device, place: u32) -> Vec<u8> {
+    let mut signed = context.to_vec();
+    signed.put_vector(&[]);
+    signed.put_vector(&[7; 32]);
+    signed.put(&place.to_be_bytes());
+    let signature = signer.sign_with_label("GroupInfoTBS", &signed);
+    let mut message = vec![0, 1, 0, 4];
+    message.put(&signed);
+    message.put_vector(&signature);
+    message
+}
+
 /// MLSMessage(GroupInfo) of an epoch.
 pub fn group_info(context: &[u8]) -> Vec<u8> {
     let mut message = vec![0, 1, 0, 4];

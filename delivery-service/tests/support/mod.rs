@@ -153,15 +153,15 @@ impl World {
             .unwrap()
     }
 
-    /// Revokes a device as the status feed will.
+    /// Records a revocation as the status feed does.
     pub async fn revoke(&self, device: &Device) {
         let db = Db::connect(&self.db.url(), &PoolOptions::default()).unwrap();
-        let (id, user) = (device.device, device.user);
+        let id = device.device;
         db.run_tx("revoke", move |tx| {
             Box::pin(async move {
                 let domain = store::devices::domain_id(tx, DOMAIN).await?;
                 let key = delivery_service::group::DeviceKey { domain, device: id };
-                store::devices::revoke(tx, key, user, b"evidence").await?;
+                store::revocations::revoke(tx, key, b"evidence").await?;
                 Ok::<_, TxError<delivery_service::error::Error>>(())
             })
         })
