@@ -77,11 +77,15 @@ impl Failure {
             Self::Refused(refusal) => refused(refusal),
             Self::Profile(_) | Self::Core(CoreError::Store(_)) => 9,
             Self::Core(CoreError::Unknown) => 7,
-            Self::Core(CoreError::State(state)) if state == "history_changed" => 8,
+            Self::Core(CoreError::State(state))
+                if state == "history_changed" || state == "alarm" =>
+            {
+                8
+            }
             Self::Core(CoreError::State(state)) if state == "needs_rejoin" => 12,
             Self::Core(CoreError::State(_) | CoreError::Unusable(_) | CoreError::Nothing) => 5,
             Self::Core(CoreError::Distrusted(_)) => 6,
-            Self::Core(CoreError::Mls(_)) => 12,
+            Self::Core(CoreError::Mls(_) | CoreError::OtherLog | CoreError::Copied) => 12,
             Self::Core(CoreError::Malformed(_)) | Self::Answer(_) => 10,
         }
     }

@@ -119,6 +119,7 @@ impl Member {
             identity: &self.identity,
             trust: &self.trust,
             now: now(),
+            removals_per_hour: 10,
         };
         self.store.step(|step| work(step, context))
     }
@@ -286,7 +287,7 @@ fn pair(authority: &Authority) -> (Member, Member, Log) {
     };
     let name = log.name.clone();
     a.step(|step, context| {
-        let mut record = group::create(step, context, &name, group::SUITES[0], [1; 16])?;
+        let mut record = group::create(step, context, &name, group::SUITES[0], [1; 16], None)?;
         record.state = GroupState::Active;
         record.pending = None;
         Ok(records::put_group(step, &record)?)

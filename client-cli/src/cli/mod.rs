@@ -61,6 +61,15 @@ pub struct Options {
         value_name = "N"
     )]
     pub timeout_seconds: u64,
+    /// How many devices this one removes in an hour because the Authentication Service says that they are gone, without a person asking for it.
+    #[arg(
+        long,
+        global = true,
+        env = "CHANCERY_REMOVALS_PER_HOUR",
+        default_value_t = crate::member::REMOVALS_PER_HOUR,
+        value_name = "N"
+    )]
+    pub removals_per_hour: u32,
     /// Accepted for scripts that say it: JSON is the only form.
     #[arg(long, global = true)]
     pub json: bool,
@@ -250,6 +259,12 @@ pub enum Group {
     },
     /// Renews the keys of this device's leaf.
     Update {
+        /// `<domain>/<hex>`.
+        #[arg(long)]
+        group: GroupName,
+    },
+    /// Ends a group and goes on in a new one with everybody who has a KeyPackage; for a group that is beyond repair.
+    Replace {
         /// `<domain>/<hex>`.
         #[arg(long)]
         group: GroupName,

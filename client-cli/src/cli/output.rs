@@ -146,9 +146,13 @@ pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>) -> Value {
     value["chain"] = json!(hex::encode(record.chain));
     value["joined_seq"] = json!(record.joined_seq);
     value["rejoined_seq"] = json!(record.rejoined_seq);
-    if let GroupState::NeedsRejoin(why) = &record.state {
-        value["why"] = json!(why);
+    match &record.state {
+        GroupState::NeedsRejoin(why) | GroupState::Alarm(why) => value["why"] = json!(why),
+        GroupState::Replaced(successor) => value["successor"] = json!(successor.to_string()),
+        _ => {}
     }
+    value["settled_seq"] = json!(record.settled_seq);
+    value["revoked"] = json!(uris(&record.revoked));
     value["pending"] = json!(record.pending.as_ref().map(|pending| json!({
         "message_id": Uuid::from_bytes(pending.message_id),
         "operation": pending.operation.name(),

@@ -127,7 +127,8 @@ fn deadline(options: &Options) -> Duration {
 }
 
 async fn open(options: &Options) -> Result<Member, Failure> {
-    Member::open(&options.profile, profile(options)?, deadline(options)).await
+    let member = Member::open(&options.profile, profile(options)?, deadline(options)).await?;
+    Ok(member.with_removals_per_hour(options.removals_per_hour))
 }
 
 async fn enrolled(options: &Options, args: Enroll) -> Result<Value, Failure> {
@@ -223,7 +224,8 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             member.remove(&group, &some(devices)?).await?
         }
         Group::Update { group } => member.update(&group).await?,
-        Group::Rejoin { group } => member.rejoin(&group).await?,
+        Group::Rejoin { group } => member.rejoin_by_hand(&group).await?,
+        Group::Replace { group } => member.replace(&group).await?,
         Group::Leave { group } => {
             let seq = member.leave(&group).await?;
             return Ok(json!({ "group": group.to_string(), "seq": seq }));

@@ -3,8 +3,7 @@
 use chancery_proto::{
     chain::{self, ChainInput},
     commit_info::MessageData,
-    delivery::v1::{Entry, EntryKind, LeaveRequestPayload},
-    signed,
+    delivery::v1::{Entry, EntryKind, Pruned, ReplacedPayload},
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
@@ -17,6 +16,7 @@ use super::{
     records::{
         self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
     },
+    recovery, removal,
 };
 use crate::store::Step;
 
@@ -58,10 +58,7 @@ pub fn page(
         if entry.seq <= record.head_seq {
             continue;
         }
-        if matches!(
-            record.state,
-            GroupState::Removed | GroupState::HistoryChanged
-        ) {
+        if record.state.ended() {
             break;
         }
         if entry.seq != record.head_seq + 1 {
@@ -89,6 +86,30 @@ pub fn page(
     }
     records::put_group(step, &record)?;
     Ok(page)
+}
+
+/// Passes over entries that the server no longer keeps.
+///
+/// # Errors
+/// A hole before them, or the store.
+pub fn pruned(step: &Step<'_>, name: &GroupName, gap: &Pruned) -> Result<(), CoreError> {
+    let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+    if gap.to_seq <= record.head_seq {
+        return Ok(());
+    }
+    if gap.from_seq > record.head_seq + 1 {
+        return Err(CoreError::State(format!(
+            "at seq {}, and the log goes on at {}",
+            record.head_seq, gap.from_seq
+        )));
+    }
+    record.head_seq = gap.to_seq;
+    record.chain = gap
+        .chain
+        .as_ref()
+        .try_into()
+        .map_err(|_| CoreError::Malformed("a chain value of another length".into()))?;
+    Ok(records::put_group(step, &record)?)
 }
 
 fn chain_after(record: &GroupRecord, one: &Received) -> [u8; 32] {
@@ -157,15 +178,28 @@ fn apply(
         written.skipped = Some("before this device came back".into());
         return Ok(());
     }
-    if let GroupState::NeedsRejoin(why) = &record.state {
-        written.skipped = Some(format!("waiting for a rejoin: {why}"));
-        return Ok(());
+    if let Ok(
+        kind @ (EntryKind::Void
+        | EntryKind::Replaced
+        | EntryKind::LeaveRequest
+        | EntryKind::RemovalRequested),
+    ) = kind
+    {
+        return by_service(step, context, record, open, one, written, kind);
     }
-    if kind == Ok(EntryKind::LeaveRequest) {
-        if let Err(error) = leave_request(step, record, open, one, written) {
-            written.skipped = Some(error.to_string());
+    match &record.state {
+        // What was said in the epochs before is read all the same.
+        GroupState::NeedsRejoin(_)
+            if kind == Ok(EntryKind::Application) && before_trouble(record, &one.entry) => {}
+        GroupState::NeedsRejoin(why) => {
+            written.skipped = Some(format!("waiting for a rejoin: {why}"));
+            return Ok(());
         }
-        return Ok(());
+        GroupState::Removed => {
+            written.skipped = Some("after this device was removed".into());
+            return Ok(());
+        }
+        _ => {}
     }
     if !commit && !matches!(kind, Ok(EntryKind::Application | EntryKind::Proposal)) {
         written.skipped = Some("of a kind that this program does not know".into());
@@ -182,9 +216,15 @@ fn apply(
         Err(error) => {
             (*record, *written) = before;
             *open = Open::default();
-            if commit {
-                // Every honest member sees the same; without this Commit nothing later can be read.
+            if matches!(error, CoreError::Copied) {
+                // This state's next message would use keys a second time.
+                record.copies += 1;
+                record.pending = None;
                 record.state = GroupState::NeedsRejoin(error.to_string());
+                group::forget(step, &record.name)?;
+            } else if commit {
+                // Every honest member sees the same; without this Commit nothing later can be read.
+                recovery::failed(record, one.entry.seq, &one.payload, &error);
             }
             written.skipped = Some(error.to_string());
         }
@@ -192,47 +232,89 @@ fn apply(
     Ok(())
 }
 
+/// Framed in an epoch before the Commit that cannot be merged.
+fn before_trouble(record: &GroupRecord, entry: &Entry) -> bool {
+    record
+        .trouble
+        .as_ref()
+        .is_some_and(|trouble| entry.epoch_seq < trouble.seq)
+}
+
 /// Nothing more is known of devices that are no longer in.
 fn gone(record: &mut GroupRecord, removed: &[Person]) {
     record.distrusted.retain(|p| !removed.contains(p));
     record.leaving.retain(|p| !removed.contains(p));
+    record.revoked.retain(|p| !removed.contains(p));
 }
 
-/// A member asks to be removed: its own leaf's signature says so, not the server.
-fn leave_request(
+/// A member asks to be removed, or the Authentication Service says that it is gone: whoever signed for it, not the server.
+fn removal(
     step: &Step<'_>,
+    context: Context<'_>,
     record: &mut GroupRecord,
     open: &mut Open,
     one: &Received,
     written: &mut JournalEntry,
+    kind: EntryKind,
 ) -> Result<(), CoreError> {
-    let request = LeaveRequestPayload::decode(one.payload.as_slice()).map_err(mls)?;
     let mls_group = open.get(step, &record.name)?;
-    let device = request.device.unwrap_or_default();
-    let (person, key) = mls_group
-        .members()
-        .find_map(|m| {
-            let person = person_of(&m.credential, &m.signature_key).ok()?;
-            let same = person.domain == device.domain && person.device[..] == device.id[..];
-            same.then_some((person, m.signature_key))
-        })
-        .ok_or_else(|| CoreError::Malformed("a leave request of somebody else".into()))?;
-    let content = signed::leave(
-        (&record.name.domain, &record.name.id),
-        (&person.domain, &person.device),
-        request.joined_seq,
-        request.expires_at,
-    );
-    if !signed::verify(&key, signed::LEAVE, &content, &request.signature) {
-        return Err(CoreError::Malformed(
-            "a leave request without its device's signature".into(),
-        ));
+    if kind == EntryKind::LeaveRequest {
+        let person = removal::leaves(record, mls_group, &one.payload)?;
+        written.sender = Some(person.clone());
+        if !record.leaving.contains(&person) {
+            record.leaving.push(person);
+        }
+        return Ok(());
     }
-    written.sender = Some(person.clone());
-    if !record.leaving.contains(&person) {
-        record.leaving.push(person);
+    for person in removal::revoked(context, mls_group, &one.payload)? {
+        written.note = Some(format!("{} was revoked", person.device_uri()));
+        if !removal::note(step, context, record, &person)? {
+            written.skipped = Some("more removals in an hour than this device makes unasked".into());
+        }
     }
     Ok(())
+}
+
+/// The group goes on in another one: only this one is wiped here, whichever news comes first.
+fn replaced(
+    step: &Step<'_>,
+    record: &mut GroupRecord,
+    one: &Received,
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    let payload = ReplacedPayload::decode(one.payload.as_slice()).map_err(mls)?;
+    let successor = GroupName::from_ref(&payload.successor.unwrap_or_default());
+    group::forget(step, &record.name)?;
+    written.note = Some(format!("the group goes on as {successor}"));
+    record.state = GroupState::Replaced(successor);
+    record.pending = None;
+    Ok(())
+}
+
+/// What the server itself put into the log. A group whose state is lost hears it too.
+fn by_service(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    open: &mut Open,
+    one: &Received,
+    written: &mut JournalEntry,
+    kind: EntryKind,
+) -> Result<(), CoreError> {
+    let done = match kind {
+        EntryKind::Void => recovery::voided(step, context, record, &one.payload, written),
+        EntryKind::Replaced => replaced(step, record, one, written),
+        _ => removal(step, context, record, open, one, written, kind),
+    };
+    *open = Open::default();
+    match done {
+        Err(CoreError::Store(error)) => Err(error.into()),
+        Err(error) => {
+            written.skipped = Some(error.to_string());
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// What this device made itself is known by its id: it merges what is pending, and notes what became of it.
@@ -272,7 +354,10 @@ fn own(
             gone(record, &written.removed);
             began_epoch(step, context, record, one, mls_group, written)?;
         }
-        Operation::External => super::join::accepted(record, one.entry.seq),
+        Operation::External => {
+            super::join::accepted(record, one.entry.seq);
+            recovery::merged(record, &one.payload, written);
+        }
         Operation::Create => {}
     }
     record.pending = None;
@@ -301,12 +386,19 @@ fn began_epoch(
     record.epoch = mls_group.epoch().as_u64();
     record.epoch_seq = one.entry.seq;
     record.proposals.clear();
+    record.repair = false;
+    recovery::merged(record, &one.payload, written);
     let claimed = &one.entry.group_state_hash;
     if mls_group.is_active()
         && !claimed.is_empty()
         && *claimed != group::state_hash(step, context, mls_group)?[..]
     {
-        written.note = Some("the GroupInfo that came with it is not this group's".into());
+        record.repair = true;
+        let by = written.sender.as_ref().map(Person::device_uri);
+        written.note = Some(format!(
+            "the GroupInfo that came with it is not this group's; it is by {}",
+            by.as_deref().unwrap_or("nobody known")
+        ));
     }
     Ok(())
 }
@@ -371,16 +463,16 @@ fn process(
             gone(record, &change.removed);
             record.distrusted.extend(change.distrusted);
             (written.added, written.removed) = (change.added, change.removed);
+            if written.added.contains(&context.identity.person) {
+                // This device's key came in from outside, and not from here.
+                return Err(CoreError::Copied);
+            }
             began_epoch(step, context, record, one, mls_group, written)?;
             if !mls_group.is_active() {
                 record.state = GroupState::Removed;
             }
         }
-        _ => {
-            return Err(CoreError::Malformed(
-                "made by this device, and no longer known to it".into(),
-            ));
-        }
+        _ => return Err(CoreError::Copied),
     }
     Ok(())
 }
@@ -398,9 +490,7 @@ fn same_log(
         records::entry(step, &record.name, seen)?.map(|entry| entry.chain)
     };
     match ours {
-        Some(chain) if chain != change.info.seen_chain => Err(CoreError::Malformed(
-            "its committer saw another log of this group".into(),
-        )),
+        Some(chain) if chain != change.info.seen_chain => Err(CoreError::OtherLog),
         _ => Ok(()),
     }
 }

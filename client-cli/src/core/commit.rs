@@ -146,7 +146,9 @@ pub fn stage(
         .filter(|(index, person)| {
             *index != own
                 && !by_reference.removed.contains(person)
-                && (intent.remove.contains(person) || record.leaving.contains(person))
+                && (intent.remove.contains(person)
+                    || record.leaving.contains(person)
+                    || record.revoked.contains(person))
         })
         .collect();
     let removed = leaves.iter().map(|(_, person)| person.clone());

@@ -1,7 +1,7 @@
 //! A group's configuration, its creation, its roster, and its tree as nodes.
 
 use chancery_proto::{
-    delivery::v1::{CreateGroupRequest, TreeNode},
+    delivery::v1::{CreateGroupRequest, Replaces, TreeNode},
     group_info::GroupInfo,
     policy::{POLICY_EXTENSION, Policy},
     tree::Tree,
@@ -78,6 +78,7 @@ pub fn create(
     name: &GroupName,
     suite: Ciphersuite,
     message_id: [u8; 16],
+    replaces: Option<Replaces>,
 ) -> Result<GroupRecord, CoreError> {
     let policy = Policy::for_domain(&name.domain);
     let required = RequiredCapabilitiesExtension::new(
@@ -108,21 +109,11 @@ pub fn create(
         suite: u16::from(suite).into(),
         group_info: export_group_info(step, context, &group)?.into(),
         tree: Some(tree_of(&group.export_ratchet_tree())?.to_update()),
+        replaces,
         ..CreateGroupRequest::default()
     };
     let record = GroupRecord {
-        name: name.clone(),
-        state: GroupState::Creating,
-        head_seq: 0,
-        chain: chancery_proto::chain::start(),
         epoch: group.epoch().as_u64(),
-        epoch_seq: 0,
-        joined_seq: 0,
-        rejoined_seq: 0,
-        proposals: Vec::new(),
-        leaving: Vec::new(),
-        distrusted: Vec::new(),
-        promised: None,
         pending: Some(Pending {
             message_id,
             operation: Operation::Create,
@@ -132,7 +123,12 @@ pub fn create(
             removed: Vec::new(),
             accepted: None,
         }),
-        claim: None,
+        ..GroupRecord::new(
+            name.clone(),
+            GroupState::Creating,
+            0,
+            chancery_proto::chain::start(),
+        )
     };
     records::put_group(step, &record)?;
     Ok(record)

@@ -198,6 +198,23 @@ impl Trust {
         self.anchors.insert(domain.to_owned(), anchors);
     }
 
+    /// The raw key that signed an item of a domain's status feed, at the item's own time (Unix seconds).
+    ///
+    /// # Errors
+    /// [`CoreError::Distrusted`].
+    pub fn verify_status(
+        &self,
+        domain: &str,
+        chain: &[impl AsRef<[u8]>],
+        at: i64,
+    ) -> Result<Vec<u8>, CoreError> {
+        self.anchors
+            .get(domain)
+            .ok_or_else(|| CoreError::Distrusted(format!("no root is pinned for {domain}")))?
+            .verify_status(chain, at)
+            .map_err(|error| CoreError::Distrusted(error.to_string()))
+    }
+
     /// Is the certificate good at that time (Unix seconds)?
     ///
     /// # Errors

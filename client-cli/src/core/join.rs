@@ -81,20 +81,10 @@ pub fn welcome(
     )?;
     group::roster(&mls_group)?;
     let record = GroupRecord {
-        state: GroupState::Active,
-        head_seq: frame.seq,
-        chain: chain32(&frame.chain)?,
         epoch: mls_group.epoch().as_u64(),
         epoch_seq: frame.epoch_seq,
-        joined_seq: frame.seq,
-        rejoined_seq: 0,
-        proposals: Vec::new(),
-        leaving: Vec::new(),
         distrusted: distrusted(context, &mls_group)?,
-        promised: None,
-        pending: None,
-        claim: None,
-        name,
+        ..GroupRecord::new(name, GroupState::Active, frame.seq, chain32(&frame.chain)?)
     };
     records::put_group(step, &record)?;
     records::put_welcome(step, &record.name, &frame.encode_to_vec())?;
@@ -111,21 +101,10 @@ pub fn failed(
     name: &GroupName,
     why: &str,
 ) -> Result<(), CoreError> {
+    let state = GroupState::NeedsRejoin(format!("its Welcome cannot be used: {why}"));
     let record = GroupRecord {
-        name: name.clone(),
-        state: GroupState::NeedsRejoin(format!("its Welcome cannot be used: {why}")),
-        head_seq: frame.seq,
-        chain: chain32(&frame.chain)?,
-        epoch: 0,
         epoch_seq: frame.epoch_seq,
-        joined_seq: frame.seq,
-        rejoined_seq: 0,
-        proposals: Vec::new(),
-        leaving: Vec::new(),
-        distrusted: Vec::new(),
-        promised: None,
-        pending: None,
-        claim: None,
+        ..GroupRecord::new(name.clone(), state, frame.seq, chain32(&frame.chain)?)
     };
     records::put_group(step, &record)?;
     Ok(())
@@ -196,27 +175,23 @@ pub fn external(
         epoch_seq: info.epoch_seq,
         bundles: vec![commit::bundle_of(bundle, message_id, tree)?],
     };
-    let mut record = records::group(step, name)?.unwrap_or(GroupRecord {
-        name: name.clone(),
-        state: GroupState::NeedsRejoin(String::new()),
-        head_seq: info.head_seq,
-        chain: chain32(&info.chain)?,
-        epoch: 0,
-        epoch_seq: 0,
-        joined_seq: info.head_seq,
-        rejoined_seq: 0,
-        proposals: Vec::new(),
-        leaving: Vec::new(),
-        distrusted: Vec::new(),
-        promised: None,
-        pending: None,
-        claim: None,
-    });
+    let at_head = GroupRecord::new(
+        name.clone(),
+        GroupState::NeedsRejoin(String::new()),
+        info.head_seq,
+        chain32(&info.chain)?,
+    );
+    let mut record = records::group(step, name)?.unwrap_or(at_head);
+    if std::mem::take(&mut record.skip_to_head) {
+        record.head_seq = info.head_seq;
+        record.chain = chain32(&info.chain)?;
+    }
     record.state = GroupState::NeedsRejoin("its external Commit is under way".into());
     record.epoch = mls_group.epoch().as_u64();
     record.distrusted = distrusted(context, &mls_group)?;
     record.proposals.clear();
     record.leaving.clear();
+    record.revoked.clear();
     record.claim = None;
     record.pending = Some(Pending {
         message_id,
@@ -236,5 +211,7 @@ pub fn accepted(record: &mut GroupRecord, seq: u64) {
     record.state = GroupState::Active;
     record.epoch_seq = seq;
     record.rejoined_seq = seq;
+    record.trouble = None;
+    record.repair = false;
     record.pending = None;
 }

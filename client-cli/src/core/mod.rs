@@ -9,6 +9,8 @@
 //! | [`check`] | what a member refuses in a Commit |
 //! | [`apply`] | entries of the log: process, merge, journal |
 //! | [`join`] | by Welcome, by external Commit |
+//! | [`recovery`] | Commits that cannot be merged, Commits taken back |
+//! | [`removal`] | who is to be removed, and whose signature says so |
 
 pub mod apply;
 pub mod check;
@@ -17,6 +19,8 @@ pub mod group;
 pub mod identity;
 pub mod join;
 pub mod records;
+pub mod recovery;
+pub mod removal;
 
 use crate::store::StoreError;
 
@@ -32,6 +36,12 @@ pub enum CoreError {
     /// Bytes that do not parse, or that say what they must not.
     #[error("malformed: {0}")]
     Malformed(String),
+    /// A committer saw another log of the group.
+    #[error("its committer saw another log of this group")]
+    OtherLog,
+    /// Another copy of this profile wrote it.
+    #[error("another copy of this profile wrote it")]
+    Copied,
     /// A leaf that this device does not trust.
     #[error("not trusted: {0}")]
     Distrusted(String),
@@ -69,4 +79,6 @@ pub struct Context<'a> {
     pub trust: &'a identity::Trust,
     /// Unix seconds.
     pub now: i64,
+    /// How many devices are removed in an hour because somebody's signature says so, and no person of this device.
+    pub removals_per_hour: u32,
 }

@@ -114,6 +114,10 @@ pub enum GroupState {
     HistoryChanged,
     /// The state cannot follow the log; only an external Commit helps. With the reason.
     NeedsRejoin(String),
+    /// The server broke its word; the group is stopped, and a person must look at it. With what happened.
+    Alarm(String),
+    /// It goes on in another group.
+    Replaced(GroupName),
 }
 
 impl GroupState {
@@ -125,7 +129,17 @@ impl GroupState {
             Self::Removed => "removed",
             Self::HistoryChanged => "history_changed",
             Self::NeedsRejoin(_) => "needs_rejoin",
+            Self::Alarm(_) => "alarm",
+            Self::Replaced(_) => "replaced",
         }
+    }
+
+    /// Whether nothing more is read or sent, whatever comes.
+    pub fn ended(&self) -> bool {
+        matches!(
+            self,
+            Self::HistoryChanged | Self::Alarm(_) | Self::Replaced(_)
+        )
     }
 }
 
@@ -198,6 +212,32 @@ pub struct Accepted {
     pub replayed: bool,
 }
 
+/// A Commit that this device cannot merge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Its place.
+    pub seq: u64,
+    /// SHA-256 of its bytes.
+    pub sha256: [u8; 32],
+    /// `FailureReason`.
+    pub reason: u32,
+    /// When the server took the report, Unix seconds.
+    pub reported_at: Option<i64>,
+}
+
+/// A Commit that this device merged, as long as it may be voided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    /// Its place.
+    pub seq: u64,
+    /// SHA-256 of its bytes.
+    pub sha256: [u8; 32],
+    /// Who made it.
+    pub committer: Option<Person>,
+    /// Whom it added.
+    pub added: Vec<Person>,
+}
+
 /// A group as this device sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
@@ -221,14 +261,67 @@ pub struct GroupRecord {
     pub proposals: Vec<u64>,
     /// Members that asked to be removed: the next Commit of this device removes them.
     pub leaving: Vec<Person>,
+    /// Members whose revocation the Authentication Service signed: the next Commit of this device removes them, and nothing is said before.
+    pub revoked: Vec<Person>,
     /// Leaves that do not verify against the pinned roots: nothing is sent to a group that holds one.
     pub distrusted: Vec<Person>,
     /// The last entry that the server acknowledged to this device, with the chain after it: the log must come to hold it.
     pub promised: Option<(u64, Vec<u8>)>,
+    /// The newest epoch that the server called settled: it is never voided.
+    pub settled_seq: u64,
+    /// Merged Commits after that one, oldest first.
+    pub merged: Vec<Merged>,
+    /// What this device cannot merge.
+    pub trouble: Option<Trouble>,
+    /// The stored GroupInfo of the current epoch is not this group's.
+    pub repair: bool,
+    /// Texts of this device that were voided: sent again under new ids.
+    pub resend: Vec<Vec<u8>>,
+    /// How often another copy of this profile showed itself since a person last looked.
+    pub copies: u32,
+    /// What lies before the next external Commit cannot be read any more.
+    pub skip_to_head: bool,
     /// At most one.
     pub pending: Option<Pending>,
     /// KeyPackages that were asked for and not yet used.
     pub claim: Option<ClaimRecord>,
+}
+
+impl GroupRecord {
+    /// A group at this place of its log.
+    pub fn new(name: GroupName, state: GroupState, head_seq: u64, chain: [u8; 32]) -> Self {
+        Self {
+            name,
+            state,
+            head_seq,
+            chain,
+            epoch: 0,
+            epoch_seq: 0,
+            joined_seq: head_seq,
+            rejoined_seq: 0,
+            proposals: Vec::new(),
+            leaving: Vec::new(),
+            revoked: Vec::new(),
+            distrusted: Vec::new(),
+            promised: None,
+            settled_seq: 0,
+            merged: Vec::new(),
+            trouble: None,
+            repair: false,
+            resend: Vec::new(),
+            copies: 0,
+            skip_to_head: false,
+            pending: None,
+            claim: None,
+        }
+    }
+
+    /// The server says that this epoch, and all before it, are settled.
+    pub fn settled(&mut self, epoch_seq: u64) {
+        self.settled_seq = self.settled_seq.max(epoch_seq);
+        let settled = self.settled_seq;
+        self.merged.retain(|merged| merged.seq > settled);
+    }
 }
 
 /// A claim that may have been answered: repeated with the same id, it gets the same packages.
@@ -245,7 +338,7 @@ pub struct ClaimRecord {
 pub struct Outgoing {
     /// What it says.
     pub text: Vec<u8>,
-    /// The encoded request.
+    /// The encoded request; empty until it was framed.
     pub request: Vec<u8>,
     /// The epoch that it was framed in.
     pub epoch: u64,
@@ -253,6 +346,19 @@ pub struct Outgoing {
     pub epoch_seq: u64,
     /// Set once the server said so, or the log showed it.
     pub accepted: Option<Accepted>,
+}
+
+impl Outgoing {
+    /// Kept, and not framed: no key was used for it yet.
+    pub fn unframed(text: &[u8]) -> Self {
+        Self {
+            text: text.to_vec(),
+            request: Vec::new(),
+            epoch: 0,
+            epoch_seq: 0,
+            accepted: None,
+        }
+    }
 }
 
 /// An entry as this device made it out.
@@ -437,6 +543,20 @@ pub fn put_entry(step: &Step<'_>, group: &GroupName, entry: &JournalEntry) -> Do
 /// The store.
 pub fn entry(step: &Step<'_>, group: &GroupName, seq: u64) -> Done<Option<JournalEntry>> {
     step.get(JOURNAL, &key(group, &seq.to_be_bytes()))
+}
+
+/// What the server called settled: it is held to it.
+///
+/// # Errors
+/// The store.
+pub fn settled(step: &Step<'_>, name: &GroupName, epoch_seq: u64) -> Done {
+    match group(step, name)? {
+        Some(mut record) if record.settled_seq < epoch_seq => {
+            record.settled(epoch_seq);
+            put_group(step, &record)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Entries after a seq, in order.

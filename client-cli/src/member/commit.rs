@@ -3,7 +3,8 @@
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{
-        CreateGroupRequest, GetGroupInfoRequest, LeaveGroupRequest, SubmitCommitRequest,
+        CreateGroupRequest, GetGroupInfoRequest, LeaveGroupRequest, Outcome, Replaces,
+        SubmitCommitRequest,
     },
     signed,
 };
@@ -77,8 +78,52 @@ impl Member {
             domain: self.profile.delivery_domain.clone(),
             id: [new_id(), new_id()].concat(),
         };
+        self.create(name, suite, None).await
+    }
+
+    /// Ends a group and goes on in a new one, with every member that has a KeyPackage. For a group that is beyond repair: the first successor wins.
+    ///
+    /// # Errors
+    /// The refusal, no answer, or the store.
+    pub async fn replace(&self, name: &GroupName) -> Result<Committed, Failure> {
+        // A log that cannot be followed is replaced all the same.
+        self.read_up(name).await?;
+        let (suite, others, head_seq) = self.step(|step, context| {
+            let record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let mls_group = group::load(step, name)?;
+            let own = &context.identity.person;
+            let others = group::roster(&mls_group)?
+                .into_iter()
+                .map(|(_, person)| person)
+                .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
+                .map(|p| (p.domain, p.device));
+            let others: Vec<Name> = others.collect();
+            Ok((mls_group.ciphersuite(), others, record.head_seq))
+        })?;
+        let successor = GroupName {
+            domain: name.domain.clone(),
+            id: [new_id(), new_id()].concat(),
+        };
+        let replaces = Replaces {
+            group: Some(name.to_ref()),
+            head_seq,
+        };
+        let created = self.create(successor.clone(), suite, Some(replaces)).await?;
+        self.read_up(name).await?;
+        if others.is_empty() {
+            return Ok(created);
+        }
+        self.add(&successor, &others).await
+    }
+
+    async fn create(
+        &self,
+        name: GroupName,
+        suite: Ciphersuite,
+        replaces: Option<Replaces>,
+    ) -> Result<Committed, Failure> {
         self.step(|step, context| {
-            group::create(step, context, &name, suite, new_id()).map(|_| ())
+            group::create(step, context, &name, suite, new_id(), replaces).map(|_| ())
         })?;
         fault::point("before-send");
         let mut tally = Tally::default();
@@ -286,8 +331,23 @@ impl Member {
         }
     }
 
+    /// The same on a person's word: other copies of this profile that were seen before are forgiven.
+    ///
+    /// # Errors
+    /// See [`Member::rejoin`].
+    pub async fn rejoin_by_hand(&self, name: &GroupName) -> Result<Committed, Failure> {
+        self.step(|step, _| {
+            if let Some(mut record) = records::group(step, name)? {
+                record.copies = 0;
+                records::put_group(step, &record)?;
+            }
+            Ok(())
+        })?;
+        self.rejoin(name).await
+    }
+
     /// One intent until it is done: settle what is open, catch up, build, send, and once more after a lost race.
-    async fn change(
+    pub(super) async fn change(
         &self,
         name: &GroupName,
         intent: Intent,
@@ -349,7 +409,12 @@ impl Member {
         };
         let (accepted, unknown) = match sent {
             Ok(sent) => sent,
-            Err(failure) if failure.reason() == Some(Reason::StaleEpoch) => {
+            Err(failure)
+                if matches!(
+                    failure.reason(),
+                    Some(Reason::StaleEpoch | Reason::EpochVoided)
+                ) =>
+            {
                 tally.races += 1;
                 if let Failure::Refused(refusal) = &failure
                     && let Some(seq) = refusal.metadata.get("winner_seq")
@@ -361,6 +426,11 @@ impl Member {
             }
             Err(failure @ Failure::Refused(_)) => {
                 self.drop_pending(name, &pending)?;
+                if pending.operation == Operation::Commit && self.heeds(name, &failure).await? {
+                    // Built again, it removes them too.
+                    tally.races += 1;
+                    return settled(None);
+                }
                 return Err(failure);
             }
             Err(failure) => return Err(failure.kept()),
@@ -441,6 +511,9 @@ impl Member {
                 }
                 records::put_group(step, &record)?;
                 records::promise(step, name, accepted)?;
+                if accepted.outcome == i32::from(Outcome::Standing) {
+                    records::settled(step, name, accepted.seq)?;
+                }
             }
             Ok(())
         })?;

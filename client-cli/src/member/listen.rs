@@ -9,10 +9,10 @@ use chancery_proto::{
 };
 use tonic::Code;
 
-use super::{Audience, Delivery, Member};
+use super::{Audience, Delivery, Member, heal};
 use crate::{
     core::{
-        group,
+        apply, group,
         records::{self, GroupName, GroupState, JournalEntry},
     },
     failure::{Failure, code_name},
@@ -20,6 +20,8 @@ use crate::{
 };
 
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How often a quiet stream looks after groups that something is wrong with.
+const LOOK: Duration = Duration::from_secs(1);
 /// Heartbeats come every 30 s; a stream that is silent for longer is opened anew.
 const SILENCE: Duration = Duration::from_secs(95);
 
@@ -66,8 +68,7 @@ impl Member {
                         code_name(refusal.code)
                     }
                     Some(Reason::HistoryChanged) => {
-                        let group = refusal.metadata.get("group");
-                        let group = group.and_then(|g| g.parse::<GroupName>().ok());
+                        let group = self.named(&refusal);
                         match &group {
                             Some(group) => self.stop(group)?,
                             None => return Err(Failure::Refused(refusal)),
@@ -75,6 +76,14 @@ impl Member {
                         if sink(Event::HistoryChanged(group)).is_break() {
                             return Ok(());
                         }
+                        continue;
+                    }
+                    Some(Reason::CursorTooOld) => {
+                        let Some(name) = self.named(&refusal) else {
+                            return Err(Failure::Refused(refusal));
+                        };
+                        self.too_old(&name)?;
+                        self.heal(&name, true).await?;
                         continue;
                     }
                     _ => return Err(Failure::Refused(refusal)),
@@ -87,6 +96,14 @@ impl Member {
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(PAUSES.1);
         }
+    }
+
+    /// Which group of a stream a refusal is about.
+    fn named(&self, refusal: &Refusal) -> Option<GroupName> {
+        Some(GroupName {
+            domain: self.profile.delivery_domain.clone(),
+            id: hex::decode(refusal.metadata.get("group")?).ok()?,
+        })
     }
 
     fn request(&self, groups: &[GroupName]) -> Result<SubscribeRequest, Failure> {
@@ -142,10 +159,18 @@ impl Member {
             .await
             .map_err(|s| lost(&s))?
             .into_inner();
+        let mut silent_since = tokio::time::Instant::now();
         loop {
-            let Ok(next) = tokio::time::timeout(SILENCE, stream.message()).await else {
-                return Ok(End::Again);
+            let Ok(next) = tokio::time::timeout(LOOK, stream.message()).await else {
+                if silent_since.elapsed() > SILENCE {
+                    return Ok(End::Again);
+                }
+                if self.mend(groups, sink).await?.is_break() {
+                    return Ok(End::Done);
+                }
+                continue;
             };
+            silent_since = tokio::time::Instant::now();
             let Some(frame) = next.map_err(|s| lost(&s))?.and_then(|f| f.frame) else {
                 return Ok(End::Again);
             };
@@ -154,6 +179,26 @@ impl Member {
                 return Ok(End::Done);
             }
         }
+    }
+
+    /// Mends what ails, without waiting for anybody: it is called again soon.
+    async fn mend(
+        &self,
+        groups: &[GroupName],
+        sink: Sink<'_>,
+    ) -> Result<ControlFlow<()>, Failure> {
+        let records = self.step(|step, _| Ok(records::groups(step)?))?;
+        let ailing = records
+            .into_iter()
+            .filter(|record| groups.is_empty() || groups.contains(&record.name))
+            .filter(heal::ails);
+        for record in ailing {
+            let read = self.heal(&record.name, false).await?;
+            if told(&record.name, read, sink).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     async fn frame(&self, frame: frame::Frame, sink: Sink<'_>) -> Result<ControlFlow<()>, Failure> {
@@ -176,7 +221,26 @@ impl Member {
                 Ok(ControlFlow::Continue(()))
             }
             frame::Frame::Ended(ended) => Ok(ended_event(&ended, sink)),
-            // States, heartbeats, requests of later versions: nothing to write down.
+            frame::Frame::Pruned(gap) => {
+                if let Some(name) = gap.group.as_ref().map(GroupName::from_ref)
+                    && self.step(|step, _| Ok(records::group(step, &name)?))?.is_some()
+                {
+                    self.step(|step, _| apply::pruned(step, &name, &gap))?;
+                }
+                Ok(ControlFlow::Continue(()))
+            }
+            frame::Frame::State(state) => {
+                if let Some(group) = &state.group {
+                    let name = GroupName::from_ref(group);
+                    self.step(|step, _| Ok(records::settled(step, &name, state.settled_seq)?))?;
+                }
+                Ok(ControlFlow::Continue(()))
+            }
+            frame::Frame::Requested(requested) => {
+                self.asked(&requested).await?;
+                Ok(ControlFlow::Continue(()))
+            }
+            // Heartbeats, what later versions add of later versions: nothing to write down.
             _ => Ok(ControlFlow::Continue(())),
         }
     }

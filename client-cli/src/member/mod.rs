@@ -11,17 +11,20 @@
 //! | `claim` | KeyPackages of others |
 //! | [`commit`] | groups made and changed, races included |
 //! | [`send`] | messages |
+//! | [`heal`] | what it does unasked when something is wrong |
 //! | [`listen`] | following everything |
 
 mod claim;
 pub mod commit;
 pub mod directory;
 pub mod enroll;
+pub mod heal;
 pub mod listen;
 pub mod send;
 pub mod sync;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -42,6 +45,7 @@ use crate::{
     core::{
         Context, CoreError,
         identity::{Identity, Trust},
+        records::GroupName,
     },
     failure::Failure,
     profile::{PinnedRoot, Profile},
@@ -54,6 +58,8 @@ const IDENTITY: &[u8] = b"identity";
 const P256_KEY: &[u8] = b"identity.p256";
 /// A token this close to its end is not used.
 const TOKEN_MARGIN_SECONDS: i64 = 30;
+/// Devices that are removed in an hour on others' signatures, where no option says otherwise.
+pub const REMOVALS_PER_HOUR: u32 = 1_000;
 /// How often intermediates are asked for again.
 const ROOTS_SECONDS: i64 = 3_600;
 
@@ -93,6 +99,9 @@ pub struct Member {
     identity: Identity,
     trust: Trust,
     transport: Transport,
+    removals_per_hour: u32,
+    /// Groups whose log was read since this profile was opened.
+    read: Mutex<BTreeSet<GroupName>>,
 }
 
 /// The wall clock, Unix seconds: the only place that reads it.
@@ -145,9 +154,18 @@ impl Member {
             trust: Trust::default(),
             identity,
             profile,
+            removals_per_hour: REMOVALS_PER_HOUR,
+            read: Mutex::default(),
         };
         member.load_roots().await?;
         Ok(member)
+    }
+
+    /// Another number of devices that are removed in an hour on others' signatures, and no person's word.
+    #[must_use]
+    pub fn with_removals_per_hour(mut self, removals: u32) -> Self {
+        self.removals_per_hour = removals;
+        self
     }
 
     /// Who this device is.
@@ -177,6 +195,7 @@ impl Member {
             identity: &self.identity,
             trust: &self.trust,
             now: now(),
+            removals_per_hour: self.removals_per_hour,
         };
         blocking(|| {
             let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,13 +1,16 @@
 //! Messages: kept before they are sent, repeated with the same bytes, framed anew only when the server surely did not take them.
 
-use chancery_proto::{common::v1::Reason, delivery::v1::SendMessageRequest};
+use chancery_proto::{
+    common::v1::Reason,
+    delivery::v1::{Outcome, SendMessageRequest},
+};
 use prost::Message as _;
 
 use super::{Member, commit::Tally};
 use crate::{
     core::{
         CoreError, commit,
-        records::{self, Accepted, GroupName, Outgoing},
+        records::{self, Accepted, GroupName, GroupState, Outgoing},
     },
     failure::Failure,
     fault,
@@ -41,10 +44,14 @@ impl Member {
         name: &GroupName,
         messages: &[([u8; 16], Vec<u8>)],
     ) -> Result<Vec<Sent>, Failure> {
-        self.settle(name, &mut Tally::default()).await?;
-        self.commit_what_was_proposed(name).await?;
-        self.step(|step, context| {
-            let record = commit::active(step, name)?;
+        self.step(|step, _| {
+            let record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            if !matches!(
+                record.state,
+                GroupState::Active | GroupState::NeedsRejoin(_)
+            ) {
+                return Err(CoreError::State(record.state.name().to_owned()));
+            }
             for (id, text) in messages {
                 match records::outgoing(step, name, id)? {
                     Some(known) if known.text != *text => {
@@ -53,13 +60,13 @@ impl Member {
                         ));
                     }
                     Some(_) => {}
-                    None => {
-                        commit::message(step, context, &record, *id, text)?;
-                    }
+                    None => records::put_outgoing(step, name, id, &Outgoing::unframed(text))?,
                 }
             }
             Ok(())
         })?;
+        let ids: Vec<[u8; 16]> = messages.iter().map(|(id, _)| *id).collect();
+        self.frame_unsent(name, &ids).await?;
         fault::point("before-send");
         let mut sent = Vec::with_capacity(messages.len());
         for (id, _) in messages {
@@ -68,9 +75,52 @@ impl Member {
         Ok(sent)
     }
 
-    /// Who has seen a proposal commits before speaking (RFC 9420 section 12.4).
-    async fn commit_what_was_proposed(&self, name: &GroupName) -> Result<(), Failure> {
-        if self.record(name)?.proposals.is_empty() {
+    /// Frames what is kept and not framed yet: after the log was read, so that a copy of this profile that was restored sees what it had said already
+    /// before it uses a key.
+    async fn frame_unsent(&self, name: &GroupName, ids: &[[u8; 16]]) -> Result<(), Failure> {
+        let unframed = self.step(|step, _| {
+            let mut unframed = Vec::new();
+            for id in ids {
+                let known = records::outgoing(step, name, id)?;
+                unframed.extend(known.filter(|o| o.request.is_empty()).map(|o| (*id, o.text)));
+            }
+            Ok(unframed)
+        })?;
+        if unframed.is_empty() {
+            return Ok(());
+        }
+        let framed = async {
+            self.settle(name, &mut Tally::default()).await?;
+            self.read_once(name).await?;
+            Box::pin(self.heal(name, true)).await?;
+            self.commit_first(name).await?;
+            self.step(|step, context| {
+                let record = commit::active(step, name)?;
+                for (id, text) in &unframed {
+                    commit::message(step, context, &record, *id, text)?;
+                }
+                Ok(())
+            })
+        };
+        match framed.await {
+            Err(failure @ Failure::Unanswered { .. }) => Err(failure.kept()),
+            Err(failure) => {
+                self.step(|step, _| {
+                    for (id, _) in &unframed {
+                        records::delete_outgoing(step, name, id)?;
+                    }
+                    Ok(())
+                })?;
+                Err(failure)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Who has seen a proposal commits before speaking (RFC 9420 section 12.4); and who knows of a revoked member removes it first.
+    async fn commit_first(&self, name: &GroupName) -> Result<(), Failure> {
+        let record = self.record(name)?;
+        if record.proposals.is_empty() && record.revoked.is_empty() {
             return Ok(());
         }
         match self.commit_proposals(name).await {
@@ -85,6 +135,7 @@ impl Member {
     /// The refusal (the message is forgotten then), no answer, or the store.
     pub async fn deliver(&self, name: &GroupName, id: [u8; 16]) -> Result<Sent, Failure> {
         let mut unknown_outcomes = 0;
+        self.frame_unsent(name, &[id]).await?;
         for _ in 0..FRAMINGS {
             let outgoing =
                 self.step(|step, _| records::outgoing(step, name, &id)?.ok_or(CoreError::Unknown))?;
@@ -108,10 +159,16 @@ impl Member {
                     };
                     return self.delivered(name, id, outgoing, accepted, unknown_outcomes);
                 }
-                Err(failure) if failure.reason() == Some(Reason::EpochTooOld) => {
+                Err(failure)
+                    if matches!(
+                        failure.reason(),
+                        Some(Reason::EpochTooOld | Reason::EpochVoided)
+                    ) || self.heeds(name, &failure).await? =>
+                {
                     self.read_up(name).await?;
                     self.settle(name, &mut Tally::default()).await?;
-                    self.commit_what_was_proposed(name).await?;
+                    Box::pin(self.heal(name, true)).await?;
+                    self.commit_first(name).await?;
                     self.step(|step, context| {
                         let record = commit::active(step, name)?;
                         commit::message(step, context, &record, id, &outgoing.text).map(|_| ())
@@ -138,6 +195,9 @@ impl Member {
         outgoing.accepted = Some(accepted.clone());
         self.step(|step, _| {
             records::promise(step, name, &accepted)?;
+            if accepted.outcome == i32::from(Outcome::Standing) {
+                records::settled(step, name, outgoing.epoch_seq)?;
+            }
             Ok(records::put_outgoing(step, name, &message_id, &outgoing)?)
         })?;
         Ok(Sent {

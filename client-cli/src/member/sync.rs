@@ -1,10 +1,12 @@
 //! Welcomes and logs up to their heads, and what a crash left open.
 
+use std::sync::PoisonError;
+
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{
         AckWelcomesRequest, Entry, FetchPayloadRequest, FetchTreeRequest, ListWelcomesRequest,
-        ReadLogRequest, Welcome, WelcomeRef, entry,
+        Pruned, ReadLogRequest, Welcome, WelcomeRef, entry,
     },
 };
 use openmls::prelude::RatchetTreeIn;
@@ -36,6 +38,12 @@ pub struct Synced {
     pub resolved: Vec<Resolved>,
 }
 
+/// What a log says next.
+enum Part {
+    Entries(Vec<Entry>),
+    Pruned(Pruned),
+}
+
 /// An operation that a crash or a lost answer had left open.
 #[derive(Debug, Clone)]
 pub struct Resolved {
@@ -64,9 +72,13 @@ impl Member {
             if only.is_some_and(|name| *name != record.name) {
                 continue;
             }
-            self.resolve(&record.name, &mut synced).await?;
-            let entries = self.read_up(&record.name).await?;
             let name = &record.name;
+            if record.state.ended() {
+                continue;
+            }
+            self.resolve(name, &mut synced).await?;
+            let mut entries = self.read_up(name).await?;
+            entries.extend(self.heal(name, true).await?);
             synced
                 .entries
                 .extend(entries.into_iter().map(|entry| (name.clone(), entry)));
@@ -123,16 +135,17 @@ impl Member {
         let mut all = Vec::new();
         loop {
             let record = self.record(name)?;
-            if matches!(
-                record.state,
-                GroupState::Removed | GroupState::HistoryChanged | GroupState::Creating
-            ) {
+            if record.state.ended() || record.state == GroupState::Creating {
                 return Ok(all);
             }
-            let (entries, head) = match self.read_page(&record).await {
+            let (parts, head) = match self.read_page(&record).await {
                 Err(failure) if failure.reason() == Some(Reason::HistoryChanged) => {
                     self.stop(name)?;
                     return Err(failure);
+                }
+                Err(failure) if failure.reason() == Some(Reason::CursorTooOld) => {
+                    self.too_old(name)?;
+                    return Ok(all);
                 }
                 other => other?,
             };
@@ -142,22 +155,52 @@ impl Member {
                 self.stop(name)?;
                 return Err(CoreError::State("history_changed".into()).into());
             }
-            if entries.is_empty() {
-                return Ok(all);
+            for part in &parts {
+                match part {
+                    Part::Pruned(gap) => self.step(|step, _| apply::pruned(step, name, gap))?,
+                    Part::Entries(entries) => {
+                        let done = self.take(name, entries).await?;
+                        all.extend(done.entries);
+                        if done.history_changed {
+                            return Err(CoreError::State("history_changed".into()).into());
+                        }
+                    }
+                }
             }
-            let done = self.take(name, &entries).await?;
-            let history_changed = done.history_changed;
-            all.extend(done.entries);
-            if history_changed {
-                return Err(CoreError::State("history_changed".into()).into());
-            }
-            if done.removed || self.record(name)?.head_seq >= head {
+            if parts.is_empty() || self.record(name)?.head_seq >= head {
+                let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+                read.insert(name.clone());
                 return Ok(all);
             }
         }
     }
 
-    async fn read_page(&self, record: &GroupRecord) -> Result<(Vec<Entry>, u64), Failure> {
+    /// Reads the log once since this profile was opened: before it speaks, a copy that was restored must see what it had said already.
+    ///
+    /// # Errors
+    /// See [`Member::read_up`].
+    pub(super) async fn read_once(&self, name: &GroupName) -> Result<(), Failure> {
+        let done = {
+            let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            read.contains(name)
+        };
+        if !done {
+            self.read_up(name).await?;
+        }
+        Ok(())
+    }
+
+    /// What lies before cannot be read any more: only an external Commit helps.
+    pub(super) fn too_old(&self, name: &GroupName) -> Result<(), Failure> {
+        self.step(|step, _| {
+            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            record.state = GroupState::NeedsRejoin("the log that it missed is past retention".into());
+            record.skip_to_head = true;
+            Ok(records::put_group(step, &record)?)
+        })
+    }
+
+    async fn read_page(&self, record: &GroupRecord) -> Result<(Vec<Part>, u64), Failure> {
         let request = ReadLogRequest {
             group: Some(record.name.to_ref()),
             after_seq: record.head_seq,
@@ -170,15 +213,18 @@ impl Member {
         };
         let answer = self
             .delivery(request, async |mut client, request| {
-                let mut parts = client.read_log(request).await?.into_inner();
-                let (mut entries, mut head) = (Vec::new(), 0);
-                while let Some(part) = parts.message().await? {
+                let mut stream = client.read_log(request).await?.into_inner();
+                let (mut parts, mut head) = (Vec::new(), 0);
+                while let Some(part) = stream.message().await? {
+                    parts.extend(part.pruned.map(Part::Pruned));
                     if let Some(part) = part.entries {
                         head = part.head_seq;
-                        entries.extend(part.entries);
+                        if !part.entries.is_empty() {
+                            parts.push(Part::Entries(part.entries));
+                        }
                     }
                 }
-                Ok((entries, head))
+                Ok((parts, head))
             })
             .await?;
         Ok(answer.value)

@@ -19,8 +19,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use seal::Sealer;
 
-/// The format that this program writes. A newer one is refused, an older one is migrated here when there is one.
-pub const FORMAT: i32 = 1;
+/// The format that this program writes; another one is refused. Format 1 was never released.
+pub const FORMAT: i32 = 2;
 
 /// How long a command waits for another one's step.
 const WAIT: Duration = Duration::from_secs(30);
@@ -39,8 +39,8 @@ pub enum StoreError {
     /// A value that this program cannot read or write.
     #[error("encoding: {0}")]
     Encoding(String),
-    /// Written by a newer program.
-    #[error("the store has format {found}, this program knows {FORMAT}: use a newer client-cli")]
+    /// Written by another version of this program.
+    #[error("the store has format {found}, this program knows {FORMAT}: use the client-cli that wrote it, or enroll anew")]
     Format {
         /// Of the file.
         found: i32,

@@ -1,0 +1,265 @@
+//! Commits that this device cannot merge, and Commits that were taken back.
+
+use chancery_proto::{
+    delivery::v1::{EntryKind, FailureReason, FailureReport, VoidPayload},
+    signed,
+};
+use openmls::prelude::MlsGroup;
+use openmls_traits::signatures::Signer as _;
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Context, CoreError, group,
+    identity::person_of,
+    mls,
+    records::{self, GroupName, GroupRecord, GroupState, JournalEntry, Merged, Person, Trouble},
+};
+use crate::store::Step;
+
+/// How long a failure report stands, seconds.
+const REPORT_SECONDS: i64 = 7 * 86_400;
+/// Merged Commits that are remembered for a void; a server that settles nothing for longer is not believed about older ones.
+const MERGED: usize = 256;
+/// Label of the exporter (RFC 9420 section 8.5).
+const EXPORTER: &str = "chancery epoch report";
+
+/// Why a Commit cannot be merged, as it is reported.
+fn reason(error: &CoreError) -> FailureReason {
+    match error {
+        CoreError::OtherLog => FailureReason::Log,
+        CoreError::Malformed(_) | CoreError::Distrusted(_) => FailureReason::Rules,
+        _ => FailureReason::Mls,
+    }
+}
+
+/// Notes a Commit that cannot be merged: it is reported, and either it is taken back or this device comes back by an external Commit.
+pub fn failed(record: &mut GroupRecord, seq: u64, payload: &[u8], error: &CoreError) {
+    record.state = GroupState::NeedsRejoin(error.to_string());
+    record.trouble = Some(Trouble {
+        seq,
+        sha256: Sha256::digest(payload).into(),
+        reason: u32::try_from(i32::from(reason(error))).unwrap_or(1),
+        reported_at: None,
+    });
+}
+
+/// Remembers a merged Commit, as long as it may be taken back.
+pub fn merged(record: &mut GroupRecord, payload: &[u8], written: &JournalEntry) {
+    record.merged.push(Merged {
+        seq: written.seq,
+        sha256: Sha256::digest(payload).into(),
+        committer: written.sender.clone(),
+        added: written.added.clone(),
+    });
+    let over = record.merged.len().saturating_sub(MERGED);
+    record.merged.drain(..over);
+}
+
+/// What this device says of the epoch that it is in: SHA-256 of an exporter value.
+///
+/// # Errors
+/// openmls.
+pub fn state_hash(step: &Step<'_>, name: &GroupName) -> Result<[u8; 32], CoreError> {
+    let mls_group = group::load(step, name)?;
+    let secret = mls_group
+        .export_secret(
+            openmls_traits::OpenMlsProvider::crypto(step.provider()),
+            EXPORTER,
+            &[],
+            32,
+        )
+        .map_err(mls)?;
+    Ok(Sha256::digest(secret).into())
+}
+
+/// The signed report of a Commit that this device cannot merge.
+///
+/// # Errors
+/// The device has no key for the group's suite.
+pub fn report(
+    step: &Step<'_>,
+    context: Context<'_>,
+    name: &GroupName,
+    trouble: &Trouble,
+) -> Result<FailureReport, CoreError> {
+    let own = &context.identity.person;
+    let expires_at = context.now + REPORT_SECONDS;
+    let content = signed::failure(
+        (&name.domain, &name.id),
+        (&own.domain, &own.device),
+        trouble.seq,
+        &trouble.sha256,
+        trouble.reason,
+        expires_at,
+    );
+    let suite = group::load(step, name)?.ciphersuite();
+    let signature = context
+        .identity
+        .leaf_key(suite)?
+        .sign(&signed::to_be_signed(signed::FAILURE, &content))
+        .map_err(|_| CoreError::Mls("the device key cannot sign".into()))?;
+    Ok(FailureReport {
+        reporter: Some(chancery_proto::common::v1::DeviceRef {
+            domain: own.domain.clone(),
+            id: own.device.to_vec().into(),
+        }),
+        commit_seq: trouble.seq,
+        commit_sha256: trouble.sha256.to_vec().into(),
+        reason: trouble.reason,
+        expires_at,
+        signature: signature.into(),
+    })
+}
+
+/// A VOID entry. Whoever did not merge what it takes back is where it was; whoever did checks the signed reports before it believes a word.
+///
+/// # Errors
+/// The store, or an entry that cannot be read.
+pub fn voided(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    payload: &[u8],
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    let void = VoidPayload::decode(payload).map_err(mls)?;
+    written.note = Some(format!(
+        "the Commit at seq {} and what was built on it were taken back",
+        void.first_seq
+    ));
+    if void.first_seq <= record.settled_seq {
+        return alarm(record, written, "the server took back an epoch that it had called settled");
+    }
+    if record.joined_seq >= void.first_seq {
+        group::forget(step, &record.name)?;
+        record.state = GroupState::Removed;
+        return Ok(());
+    }
+    // A state that is lost anyway has nothing to be rolled back.
+    let alive = matches!(record.state, GroupState::Active | GroupState::Removed);
+    let had_merged = record.merged.iter().find(|m| m.seq == void.first_seq);
+    if let Some(merged) = had_merged.filter(|_| alive) {
+        if let Err(why) = holds_up(step, record, merged, &void) {
+            return alarm(record, written, &format!("a void without good reports: {why}"));
+        }
+        record.state =
+            GroupState::NeedsRejoin(format!("seq {} took back what it had merged", written.seq));
+        record.trouble = None;
+        record.repair = false;
+        record.merged.retain(|m| m.seq < void.first_seq);
+    } else if record
+        .trouble
+        .as_ref()
+        .is_some_and(|trouble| trouble.seq >= void.first_seq)
+    {
+        record.state = GroupState::Active;
+        record.trouble = None;
+    } else if record.rejoined_seq >= void.first_seq {
+        record.state =
+            GroupState::NeedsRejoin(format!("seq {} took back its return", written.seq));
+    }
+    mark_voided(step, context, record, &void, written.seq)
+}
+
+fn alarm(
+    record: &mut GroupRecord,
+    written: &mut JournalEntry,
+    what: &str,
+) -> Result<(), CoreError> {
+    written.note = Some(format!("ALARM: {what}"));
+    record.state = GroupState::Alarm(what.to_owned());
+    Ok(())
+}
+
+/// Do the reports say what the server did? By users who were members before and are after, not the committer's, each by its leaf's signature.
+fn holds_up(
+    step: &Step<'_>,
+    record: &GroupRecord,
+    merged: &Merged,
+    void: &VoidPayload,
+) -> Result<(), String> {
+    let mls_group = group::load(step, &record.name).map_err(|error| error.to_string())?;
+    let counts = |person: &Person| {
+        merged
+            .committer
+            .as_ref()
+            .is_none_or(|c| (&c.domain, c.user) != (&person.domain, person.user))
+            && !merged.added.contains(person)
+    };
+    let roster = group::roster(&mls_group).map_err(|error| error.to_string())?;
+    let users = |people: &mut dyn Iterator<Item = Person>| {
+        let mut users: Vec<_> = people.map(|p| (p.domain, p.user)).collect();
+        users.sort();
+        users.dedup();
+        users.len()
+    };
+    let others = users(&mut roster.into_iter().map(|(_, p)| p).filter(|p| counts(p)));
+    let mut reporters = void
+        .reports
+        .iter()
+        .filter_map(|report| reporter(record, &mls_group, merged, report))
+        .filter(|person| counts(person));
+    let found = users(&mut reporters);
+    let needed = others.clamp(1, 2);
+    if found < needed {
+        return Err(format!("{found} of {needed} users signed for it"));
+    }
+    Ok(())
+}
+
+fn reporter(
+    record: &GroupRecord,
+    mls_group: &MlsGroup,
+    merged: &Merged,
+    report: &FailureReport,
+) -> Option<Person> {
+    let named = report.reporter.as_ref()?;
+    let (person, key) = mls_group.members().find_map(|member| {
+        let person = person_of(&member.credential, &member.signature_key).ok()?;
+        let same = person.domain == named.domain && person.device[..] == named.id[..];
+        same.then_some((person, member.signature_key))
+    })?;
+    let content = signed::failure(
+        (&record.name.domain, &record.name.id),
+        (&person.domain, &person.device),
+        merged.seq,
+        &merged.sha256,
+        report.reason,
+        report.expires_at,
+    );
+    signed::verify(&key, signed::FAILURE, &content, &report.signature).then_some(person)
+}
+
+/// The journal says which entries were taken back; what this device had said there is said again.
+fn mark_voided(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &mut GroupRecord,
+    void: &VoidPayload,
+    by_seq: u64,
+) -> Result<(), CoreError> {
+    let mut after = void.first_seq.saturating_sub(1);
+    loop {
+        let entries = records::entries(step, &record.name, after, 200)?;
+        let Some(last) = entries.last() else {
+            return Ok(());
+        };
+        after = last.seq;
+        for mut entry in entries {
+            if entry.seq > void.last_seq {
+                return Ok(());
+            }
+            let built_on = entry.seq == void.first_seq || entry.epoch_seq >= void.first_seq;
+            if !built_on || entry.kind > EntryKind::Application as u32 {
+                continue;
+            }
+            entry.note = Some(format!("taken back by seq {by_seq}"));
+            let own = entry.sender.as_ref() == Some(&context.identity.person);
+            if let Some(text) = entry.text.as_ref().filter(|_| own) {
+                record.resend.push(text.clone());
+            }
+            records::put_entry(step, &record.name, &entry)?;
+        }
+    }
+}
