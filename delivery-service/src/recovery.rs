@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     caller::Caller,
+    domains::Domains,
     error::Error,
     group::{
         Group, Head, Rejection,
@@ -265,11 +266,12 @@ async fn void_due(node: &Node) -> Result<(), Error> {
     for (group, epoch_seq) in due {
         let shared = Arc::new(group);
         let done = {
-            let group = shared.clone();
+            let (group, domains) = (shared.clone(), node.domains.clone());
             node.db
                 .run_tx("void", move |tx| {
                     let group = group.clone();
-                    Box::pin(async move { void_in(tx, &group, epoch_seq, wait).await })
+                    let domains = domains.clone();
+                    Box::pin(async move { void_in(tx, &domains, &group, epoch_seq, wait).await })
                 })
                 .await
                 .map_err(flatten)?
@@ -288,6 +290,7 @@ async fn void_due(node: &Node) -> Result<(), Error> {
 
 async fn void_in(
     tx: &Transaction<'_>,
+    domains: &Domains,
     group: &[u8],
     epoch_seq: u64,
     wait_micros: i64,
@@ -338,6 +341,7 @@ async fn void_in(
             .iter()
             .filter_map(|report| FailureReport::decode(report.as_slice()).ok())
             .collect(),
+        committer: Some(domains.device_ref(committer.key)),
     }
     .encode_to_vec();
     append_entry(

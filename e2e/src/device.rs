@@ -55,6 +55,15 @@ impl Device {
         Ok(device)
     }
 
+    /// The same device with another copy of its profile.
+    #[must_use]
+    pub fn with_profile(&self, profile: &std::path::Path) -> Self {
+        Self {
+            profile: profile.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// `client-cli --profile … WORDS`
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = self.programs.command("client-cli");

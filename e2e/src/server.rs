@@ -20,6 +20,7 @@ pub struct Server {
     programs: Programs,
     dir: PathBuf,
     domains: Vec<String>,
+    options: Vec<(String, String)>,
     child: Child,
     /// Where it can be reached.
     pub node: NodeFile,
@@ -31,12 +32,28 @@ impl Server {
     /// # Errors
     /// It does not become ready; its log says why.
     pub fn start(programs: &Programs, dir: &Path, domains: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(programs, dir, domains, &[])
+    }
+
+    /// The same with options of the services, as environment variables.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_with(
+        programs: &Programs,
+        dir: &Path,
+        domains: &[&str],
+        options: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let domains: Vec<String> = domains.iter().map(|d| (*d).to_owned()).collect();
-        let (child, node) = launch(programs, dir, &domains)?;
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let options: Vec<_> = options.iter().map(owned).collect();
+        let (child, node) = launch(programs, dir, &domains, &options)?;
         Ok(Self {
             programs: programs.clone(),
             dir: dir.to_owned(),
             domains,
+            options,
             child,
             node,
         })
@@ -63,7 +80,7 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub fn start_again(&mut self) -> anyhow::Result<()> {
-        (self.child, self.node) = launch(&self.programs, &self.dir, &self.domains)?;
+        (self.child, self.node) = launch(&self.programs, &self.dir, &self.domains, &self.options)?;
         Ok(())
     }
 
@@ -123,6 +140,7 @@ fn launch(
     programs: &Programs,
     dir: &Path,
     domains: &[String],
+    options: &[(String, String)],
 ) -> anyhow::Result<(Child, NodeFile)> {
     std::fs::create_dir_all(dir)?;
     let log = OpenOptions::new()
@@ -136,6 +154,7 @@ fn launch(
     for domain in domains {
         command.args(["--domain", domain]);
     }
+    command.envs(options.iter().map(|(name, value)| (name, value)));
     let mut child = command.stdout(Stdio::null()).stderr(log).spawn()?;
     let until = Instant::now() + PATIENCE;
     loop {

@@ -39,6 +39,8 @@ pub struct Summary {
     pub canary_found_on_server: bool,
     /// Entries, payloads, trees or GroupInfos of after its removal that a removed device got.
     pub removed_device_read_after_removal: u64,
+    /// Entries, payloads, trees or GroupInfos of after its revocation that a revoked device got.
+    pub revoked_device_read_after_revocation: u64,
     /// Entries that the device that was offline caught up with.
     pub caught_up: u64,
     /// A repeated message was answered as the first time and appears once.
@@ -83,6 +85,10 @@ impl Summary {
             (
                 self.removed_device_read_after_removal == 0,
                 "a removed device reads nothing more",
+            ),
+            (
+                self.revoked_device_read_after_revocation == 0,
+                "a revoked device reads nothing more",
             ),
             (self.caught_up > 0, "a device that was offline catches up"),
             (self.repeat_appears_once, "a repeat appears once"),

@@ -17,7 +17,7 @@ use std::{
 use chancery_proto::{
     commit_info::MessageData, delivery::v1::SendMessageRequest, wire::Write as _,
 };
-use client_cli::{core::records::GroupName, member::Member, profile::Profile};
+use client_cli::core::records::GroupName;
 use e2e::{device::Device, programs::said};
 use support::{Fixture, assert_agree, head, read, show, texts};
 use uuid::Uuid;
@@ -263,13 +263,6 @@ fn a_member_that_asks_to_leave_is_removed_by_the_next_commit() {
     assert_eq!(show(c, &group)["leaving"], serde_json::json!([]));
 }
 
-/// Opens a device's profile in this process.
-async fn member(fixture: &Fixture, device: &Device) -> Member {
-    let folder = fixture.folder.path().join(&device.name);
-    let profile = Profile::read(&folder).unwrap();
-    Member::open(&folder, profile, PATIENCE).await.unwrap()
-}
-
 /// What the server takes for a message, and nobody can open.
 fn poison(group: &GroupName, epoch: u64, epoch_seq: u64) -> SendMessageRequest {
     let id = Uuid::new_v4();
@@ -300,7 +293,7 @@ async fn entries_that_nobody_can_open_are_passed_over_and_written_down() {
     let (devices, group) = fixture.group(&["a", "b"]);
     let (a, b) = (&devices[0], &devices[1]);
     let name: GroupName = group.parse().unwrap();
-    let sender = member(&fixture, a).await;
+    let sender = fixture.member(a).await;
     let record = sender.record(&name).unwrap();
     for _ in 0..50 {
         let request = poison(&name, record.epoch, record.epoch_seq);

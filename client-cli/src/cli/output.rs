@@ -152,6 +152,7 @@ pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>) -> Value {
         _ => {}
     }
     value["settled_seq"] = json!(record.settled_seq);
+    value["copies"] = json!(record.copies);
     value["revoked"] = json!(uris(&record.revoked));
     value["pending"] = json!(record.pending.as_ref().map(|pending| json!({
         "message_id": Uuid::from_bytes(pending.message_id),

@@ -269,7 +269,8 @@ fn removal(
     for person in removal::revoked(context, mls_group, &one.payload)? {
         written.note = Some(format!("{} was revoked", person.device_uri()));
         if !removal::note(step, context, record, &person)? {
-            written.skipped = Some("more removals in an hour than this device makes unasked".into());
+            written.skipped =
+                Some("more removals in an hour than this device makes unasked".into());
         }
     }
     Ok(())

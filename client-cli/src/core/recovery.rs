@@ -1,6 +1,7 @@
 //! Commits that this device cannot merge, and Commits that were taken back.
 
 use chancery_proto::{
+    common::v1::DeviceRef,
     delivery::v1::{EntryKind, FailureReason, FailureReport, VoidPayload},
     signed,
 };
@@ -100,7 +101,7 @@ pub fn report(
         .sign(&signed::to_be_signed(signed::FAILURE, &content))
         .map_err(|_| CoreError::Mls("the device key cannot sign".into()))?;
     Ok(FailureReport {
-        reporter: Some(chancery_proto::common::v1::DeviceRef {
+        reporter: Some(DeviceRef {
             domain: own.domain.clone(),
             id: own.device.to_vec().into(),
         }),
@@ -124,12 +125,25 @@ pub fn voided(
     written: &mut JournalEntry,
 ) -> Result<(), CoreError> {
     let void = VoidPayload::decode(payload).map_err(mls)?;
+    let uri = |device: Option<&DeviceRef>| {
+        let device = device?;
+        let id = uuid::Uuid::from_slice(&device.id).ok()?;
+        Some(chancery_proto::certificate::device_uri(&device.domain, id))
+    };
+    let reporters = void.reports.iter();
+    let reporters: Vec<_> = reporters.filter_map(|r| uri(r.reporter.as_ref())).collect();
     written.note = Some(format!(
-        "the Commit at seq {} and what was built on it were taken back",
-        void.first_seq
+        "the Commit at seq {}, by {} as the server says, and what was built on it were taken back; reported by {}",
+        void.first_seq,
+        uri(void.committer.as_ref()).unwrap_or_else(|| "nobody known".into()),
+        reporters.join(", "),
     ));
     if void.first_seq <= record.settled_seq {
-        return alarm(record, written, "the server took back an epoch that it had called settled");
+        return alarm(
+            record,
+            written,
+            "the server took back an epoch that it had called settled",
+        );
     }
     if record.joined_seq >= void.first_seq {
         group::forget(step, &record.name)?;
@@ -141,7 +155,11 @@ pub fn voided(
     let had_merged = record.merged.iter().find(|m| m.seq == void.first_seq);
     if let Some(merged) = had_merged.filter(|_| alive) {
         if let Err(why) = holds_up(step, record, merged, &void) {
-            return alarm(record, written, &format!("a void without good reports: {why}"));
+            return alarm(
+                record,
+                written,
+                &format!("a void without good reports: {why}"),
+            );
         }
         record.state =
             GroupState::NeedsRejoin(format!("seq {} took back what it had merged", written.seq));
@@ -156,8 +174,7 @@ pub fn voided(
         record.state = GroupState::Active;
         record.trouble = None;
     } else if record.rejoined_seq >= void.first_seq {
-        record.state =
-            GroupState::NeedsRejoin(format!("seq {} took back its return", written.seq));
+        record.state = GroupState::NeedsRejoin(format!("seq {} took back its return", written.seq));
     }
     mark_voided(step, context, record, &void, written.seq)
 }

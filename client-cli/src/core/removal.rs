@@ -25,10 +25,7 @@ fn malformed(why: &str) -> CoreError {
 }
 
 /// The member with this device, and its leaf's key.
-fn member(
-    mls_group: &MlsGroup,
-    which: impl Fn(&Person) -> bool,
-) -> Option<(Person, Vec<u8>)> {
+fn member(mls_group: &MlsGroup, which: impl Fn(&Person) -> bool) -> Option<(Person, Vec<u8>)> {
     mls_group.members().find_map(|member| {
         let person = person_of(&member.credential, &member.signature_key).ok()?;
         which(&person).then_some((person, member.signature_key))

@@ -108,7 +108,9 @@ impl Member {
             group: Some(name.to_ref()),
             head_seq,
         };
-        let created = self.create(successor.clone(), suite, Some(replaces)).await?;
+        let created = self
+            .create(successor.clone(), suite, Some(replaces))
+            .await?;
         self.read_up(name).await?;
         if others.is_empty() {
             return Ok(created);

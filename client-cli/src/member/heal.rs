@@ -14,7 +14,9 @@ use super::{Member, commit::Tally, new_id, now};
 use crate::{
     core::{
         CoreError, group,
-        records::{self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Outgoing, Trouble},
+        records::{
+            self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Outgoing, Trouble,
+        },
         recovery, removal,
     },
     failure::Failure,
@@ -106,9 +108,10 @@ impl Member {
             }
         };
         let record = self.record(name)?;
-        Ok(record.trouble.is_some_and(|open| {
-            open.seq == trouble.seq && record.settled_seq < open.seq
-        }) && now() < reported_at + VOID_SECONDS)
+        Ok(record
+            .trouble
+            .is_some_and(|open| open.seq == trouble.seq && record.settled_seq < open.seq)
+            && now() < reported_at + VOID_SECONDS)
     }
 
     /// Says what this device knows of an epoch; `None` where the server does not want to know.

@@ -182,11 +182,7 @@ impl Member {
     }
 
     /// Mends what ails, without waiting for anybody: it is called again soon.
-    async fn mend(
-        &self,
-        groups: &[GroupName],
-        sink: Sink<'_>,
-    ) -> Result<ControlFlow<()>, Failure> {
+    async fn mend(&self, groups: &[GroupName], sink: Sink<'_>) -> Result<ControlFlow<()>, Failure> {
         let records = self.step(|step, _| Ok(records::groups(step)?))?;
         let ailing = records
             .into_iter()
@@ -223,7 +219,9 @@ impl Member {
             frame::Frame::Ended(ended) => Ok(ended_event(&ended, sink)),
             frame::Frame::Pruned(gap) => {
                 if let Some(name) = gap.group.as_ref().map(GroupName::from_ref)
-                    && self.step(|step, _| Ok(records::group(step, &name)?))?.is_some()
+                    && self
+                        .step(|step, _| Ok(records::group(step, &name)?))?
+                        .is_some()
                 {
                     self.step(|step, _| apply::pruned(step, &name, &gap))?;
                 }

@@ -82,7 +82,11 @@ impl Member {
             let mut unframed = Vec::new();
             for id in ids {
                 let known = records::outgoing(step, name, id)?;
-                unframed.extend(known.filter(|o| o.request.is_empty()).map(|o| (*id, o.text)));
+                unframed.extend(
+                    known
+                        .filter(|o| o.request.is_empty())
+                        .map(|o| (*id, o.text)),
+                );
             }
             Ok(unframed)
         })?;

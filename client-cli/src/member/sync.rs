@@ -194,7 +194,8 @@ impl Member {
     pub(super) fn too_old(&self, name: &GroupName) -> Result<(), Failure> {
         self.step(|step, _| {
             let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
-            record.state = GroupState::NeedsRejoin("the log that it missed is past retention".into());
+            record.state =
+                GroupState::NeedsRejoin("the log that it missed is past retention".into());
             record.skip_to_head = true;
             Ok(records::put_group(step, &record)?)
         })

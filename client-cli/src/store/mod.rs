@@ -40,7 +40,9 @@ pub enum StoreError {
     #[error("encoding: {0}")]
     Encoding(String),
     /// Written by another version of this program.
-    #[error("the store has format {found}, this program knows {FORMAT}: use the client-cli that wrote it, or enroll anew")]
+    #[error(
+        "the store has format {found}, this program knows {FORMAT}: use the client-cli that wrote it, or enroll anew"
+    )]
     Format {
         /// Of the file.
         found: i32,

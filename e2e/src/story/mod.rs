@@ -5,10 +5,12 @@
 //! | this one | the order of the acts, and the end where everything is compared |
 //! | [`world`] | the server, the devices, what was acknowledged |
 //! | [`people`] | enrolment, the group, a first round of messages |
-//! | [`trouble`] | a race, an absence, a lost state, a removal, a repeated message |
+//! | [`trouble`] | a race, an absence, a lost state, a repeated message |
+//! | [`outcasts`] | a removal, a revocation |
 //! | [`crash`] | the server side killed in the middle of traffic |
 
 pub mod crash;
+pub mod outcasts;
 pub mod people;
 pub mod trouble;
 pub mod world;
@@ -36,7 +38,8 @@ pub fn play(folder: &std::path::Path) -> anyhow::Result<Summary> {
     trouble::two_commit_at_once(&mut world)?;
     trouble::one_was_offline(&mut world)?;
     trouble::one_lost_its_state(&mut world)?;
-    trouble::one_is_removed(&mut world)?;
+    outcasts::one_is_removed(&mut world)?;
+    outcasts::one_is_revoked(&mut world)?;
     trouble::one_sends_twice(&mut world)?;
     crash::killed_in_the_middle_of_traffic(&mut world)?;
     compare(&mut world)?;

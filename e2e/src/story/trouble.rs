@@ -1,12 +1,11 @@
-//! A race, an absence, a lost state, a removal, a repeated message.
+//! A race, an absence, a lost state, a repeated message.
 
 use anyhow::ensure;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    device::Device,
-    programs::{number, run, said, text},
+    programs::{number, run, said},
     story::world::World,
 };
 
@@ -114,136 +113,6 @@ pub fn one_lost_its_state(world: &mut World) -> anyhow::Result<()> {
         number(&sent, "seq")?,
     ));
     Ok(())
-}
-
-/// A device is removed and tries everything that it still can.
-///
-/// # Errors
-/// A command fails.
-pub fn one_is_removed(world: &mut World) -> anyhow::Result<()> {
-    world.act("Lucas is removed");
-    let lucas = world.device("lucas-desk")?;
-    let anna = world.device("anna-desk")?;
-    let group = world.group.clone();
-    lucas.run(&["sync", "--group", &group])?;
-    let removed = anna.run(&["group", "remove", "--group", &group, "--device", &lucas.uri])?;
-    let (seq, epoch) = (number(&removed, "seq")?, number(&removed, "epoch")?);
-    ensure!(removed["removed"][0] == lucas.uri.as_str(), "{removed}");
-    world.removed.push(lucas.name.clone());
-    let secret = world.send(&anna, "Not for Lucas")?;
-    let later = number(&secret, "seq")?;
-    world.say(&format!(
-        "seq {seq}, epoch {epoch}. Anna speaks at seq {later}; Lucas' token is still good, and he tries"
-    ));
-    let got = tries(&lucas, &group, seq, later)?;
-    for (what, answer, read) in &got {
-        world.summary.removed_device_read_after_removal += read;
-        let answer = if answer["ok"] == true {
-            "only what is from before"
-        } else {
-            answer["reason"].as_str().unwrap_or("nothing")
-        };
-        world.say(&format!("  {what}: {answer}"));
-    }
-    Ok(())
-}
-
-/// What was asked, the answer, and how much of it is from after the removal.
-type Tried = (&'static str, Value, u64);
-
-fn tries(lucas: &Device, group: &str, removed_at: u64, later: u64) -> anyhow::Result<Vec<Tried>> {
-    let later_seq = later.to_string();
-    let removed_seq = removed_at.to_string();
-    let seqs_after = |answer: &Value| {
-        let seqs = answer["seqs"].as_array().cloned().unwrap_or_default();
-        let after = seqs.iter().filter(|s| s.as_u64() > Some(removed_at));
-        after.count() as u64
-    };
-    let any = |answer: &Value| u64::from(answer["ok"] == true);
-    let mut tried = Vec::new();
-    for (what, words, count) in [
-        (
-            "ReadLog",
-            vec!["debug", "read-log", "--group", group],
-            &seqs_after as &dyn Fn(&Value) -> u64,
-        ),
-        (
-            "ReadLog after the removal",
-            vec![
-                "debug",
-                "read-log",
-                "--group",
-                group,
-                "--after",
-                &removed_seq,
-            ],
-            &seqs_after,
-        ),
-        (
-            "Subscribe",
-            vec!["debug", "subscribe", "--group", group],
-            &seqs_after,
-        ),
-        (
-            "FetchPayload",
-            vec![
-                "debug",
-                "fetch-payload",
-                "--group",
-                group,
-                "--seq",
-                &later_seq,
-            ],
-            &any,
-        ),
-        (
-            "FetchTree of the new epoch",
-            vec![
-                "debug",
-                "fetch-tree",
-                "--group",
-                group,
-                "--epoch-seq",
-                &removed_seq,
-            ],
-            &any,
-        ),
-        (
-            "FetchTree",
-            vec!["debug", "fetch-tree", "--group", group],
-            &any,
-        ),
-        (
-            "GetGroupInfo",
-            vec!["debug", "group-info", "--group", group],
-            &any,
-        ),
-        (
-            "its old Welcome",
-            vec!["debug", "old-welcome", "--group", group],
-            &|answer| u64::from(answer["opened"] == true),
-        ),
-    ] {
-        let answer = lucas.run(&words)?;
-        let read = count(&answer);
-        tried.push((what, answer, read));
-    }
-    // And his own client, which follows the rules: it learns that it was removed.
-    lucas.run(&["sync", "--group", group])?;
-    let own = lucas.run(&["read", "--group", group, "--no-sync"])?;
-    let entries = own["entries"].as_array().cloned().unwrap_or_default();
-    let after = entries
-        .iter()
-        .filter(|entry| entry["seq"].as_u64() > Some(removed_at))
-        .count();
-    let state = lucas.run(&["group", "show", "--group", group])?;
-    ensure!(text(&state, "state")? == "removed", "{state}");
-    tried.push((
-        "its own client",
-        serde_json::json!({ "ok": true }),
-        after as u64,
-    ));
-    Ok(tried)
 }
 
 /// The same message twice under one id.

@@ -6,6 +6,7 @@
     reason = "each test file uses a part"
 )]
 
+use client_cli::{member::Member, profile::Profile};
 use e2e::{
     device::Device,
     programs::{Programs, number},
@@ -23,9 +24,15 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With options of the services, as environment variables.
+    pub fn start_with(options: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let programs = Programs::find().unwrap();
-        let server = Server::start(&programs, &folder.path().join("server"), &[DOMAIN]).unwrap();
+        let dir = folder.path().join("server");
+        let server = Server::start_with(&programs, &dir, &[DOMAIN], options).unwrap();
         Self {
             folder,
             programs,
@@ -36,6 +43,14 @@ impl Fixture {
     pub fn device(&self, name: &str) -> Device {
         let folder = self.folder.path();
         Device::enroll(&self.programs, &self.server, folder, 0, name, name).unwrap()
+    }
+
+    /// A device's profile, opened in this process.
+    pub async fn member(&self, device: &Device) -> Member {
+        let folder = self.folder.path().join(&device.name);
+        let profile = Profile::read(&folder).unwrap();
+        let patience = std::time::Duration::from_secs(60);
+        Member::open(&folder, profile, patience).await.unwrap()
     }
 
     /// Devices that are all in one group, and the group.
