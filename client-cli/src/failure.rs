@@ -4,7 +4,10 @@ use chancery_proto::{common::v1::Reason, status::Refusal};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::{core::CoreError, store::StoreError};
+use crate::{
+    core::{CoreError, pending::Told},
+    store::StoreError,
+};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,21 @@ impl Failure {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Refused(refusal) | Self::Unanswered { refusal, .. } => refusal.reason,
+            _ => None,
+        }
+    }
+
+    /// What the server answered to something that was sent, for whoever keeps it; `None` for a failure of this device's own.
+    pub fn told(&self) -> Option<Told> {
+        match self {
+            Self::Unanswered { .. } => Some(Told::Nothing),
+            Self::Refused(refusal) => Some(match refusal.reason {
+                Some(Reason::StaleEpoch | Reason::EpochVoided | Reason::EpochTooOld) => {
+                    Told::Passed
+                }
+                Some(Reason::PendingRemoval) => Told::Barred,
+                _ => Told::Refused,
+            }),
             _ => None,
         }
     }

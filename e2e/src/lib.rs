@@ -1,4 +1,4 @@
-//! Everything that drives real processes: real services on a real PostgreSQL, and every device a process of its own.
+//! Everything that drives real processes: real services on a real PostgreSQL, and every device a process of its own; and small worlds without any.
 //!
 //! | module | what |
 //! |---|---|
@@ -6,12 +6,14 @@
 //! | [`server`] | the server side as one process, killed and started again |
 //! | [`device`] | a device: a profile and the commands that it runs |
 //! | [`story`] | the demo, act by act |
+//! | [`model`] | small worlds, explored completely: no process, the real decisions |
 //! | [`journals`] | what the devices' own journals say: lost, duplicated, reordered |
 //! | [`search`] | a text in a folder, in every form that a server might have written it |
 //! | [`summary`] | what was counted, and which promises it breaks |
 
 pub mod device;
 pub mod journals;
+pub mod model;
 pub mod programs;
 pub mod search;
 pub mod server;

@@ -13,6 +13,7 @@ use super::{
     Context, CoreError, check, group,
     identity::person_of,
     mls,
+    pending::{self, EntryStep},
     records::{
         self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
     },
@@ -338,9 +339,12 @@ fn own(
         }
         return Ok(true);
     }
-    let Some(pending) = record.pending.clone().filter(|p| p.message_id == id) else {
+    let Some(pending) = record.pending.clone() else {
         return Ok(false);
     };
+    if pending::entry_came(Some(&pending.message_id[..]), id, false) != EntryStep::Merge {
+        return Ok(false);
+    }
     written.own = true;
     written.sender = Some(context.identity.person.clone());
     written.added = pending.added;
@@ -417,7 +421,9 @@ fn process(
         .try_into_protocol_message()
         .map_err(mls)?;
     let mls_group = open.get(step, &record.name)?;
-    if message.content_type() == ContentType::Commit && record.pending.is_some() {
+    let under_way = record.pending.as_ref().map(|p| &p.message_id[..]);
+    let commit = message.content_type() == ContentType::Commit;
+    if pending::entry_came(under_way, &one.entry.message_id, commit) == EntryStep::Clear {
         // The server's order decided: the other Commit was first.
         mls_group.clear_pending_commit(step.provider().storage())?;
         record.pending = None;

@@ -8,6 +8,7 @@
 //! | [`commit`] | building a Commit with its CommitInfo; an application message |
 //! | [`check`] | what a member refuses in a Commit |
 //! | [`apply`] | entries of the log: process, merge, journal |
+//! | [`pending`] | what is under way, as a machine without IO |
 //! | [`join`] | by Welcome, by external Commit |
 //! | [`recovery`] | Commits that cannot be merged, Commits taken back |
 //! | [`removal`] | who is to be removed, and whose signature says so |
@@ -18,6 +19,7 @@ pub mod commit;
 pub mod group;
 pub mod identity;
 pub mod join;
+pub mod pending;
 pub mod records;
 pub mod recovery;
 pub mod removal;

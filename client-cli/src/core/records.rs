@@ -157,7 +157,7 @@ pub struct Intent {
 }
 
 /// The kind of a pending operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Operation {
     /// `CreateGroup`.
     Create,

@@ -1,7 +1,6 @@
 //! Groups made and changed. A Commit is kept before it is sent; a lost race is re-based on the winner and tried again.
 
 use chancery_proto::{
-    common::v1::Reason,
     delivery::v1::{
         CreateGroupRequest, GetGroupInfoRequest, LeaveGroupRequest, Outcome, Replaces,
         SubmitCommitRequest,
@@ -16,6 +15,7 @@ use super::{Member, directory::Name, new_id, now};
 use crate::{
     core::{
         CoreError, commit, group, join,
+        pending::{self, CommitStep, Told},
         records::{self, Accepted, GroupName, GroupState, Intent, Operation, Pending, Person},
     },
     failure::Failure,
@@ -36,6 +36,17 @@ pub struct Tally {
     pub winner_seqs: Vec<u64>,
     /// Requests that were sent and got no answer.
     pub unknown_outcomes: u32,
+}
+
+impl Tally {
+    fn lost_race(&mut self, failure: &Failure) {
+        self.races += 1;
+        if let Failure::Refused(refusal) = failure
+            && let Some(seq) = refusal.metadata.get("winner_seq")
+        {
+            self.winner_seqs.extend(seq.parse::<u64>());
+        }
+    }
 }
 
 /// What became of a pending operation.
@@ -409,33 +420,39 @@ impl Member {
             Some(accepted) => Ok((accepted.clone(), 0)),
             None => self.submit(&pending).await,
         };
-        let (accepted, unknown) = match sent {
-            Ok(sent) => sent,
-            Err(failure)
-                if matches!(
-                    failure.reason(),
-                    Some(Reason::StaleEpoch | Reason::EpochVoided)
-                ) =>
-            {
-                tally.races += 1;
-                if let Failure::Refused(refusal) = &failure
-                    && let Some(seq) = refusal.metadata.get("winner_seq")
-                {
-                    tally.winner_seqs.extend(seq.parse::<u64>());
-                }
+        let told = match &sent {
+            Ok(_) => Told::Accepted,
+            Err(failure) => match failure.told() {
+                Some(told) => told,
+                None => return sent.map(|_| None),
+            },
+        };
+        let step = pending::commit_answered(pending.operation, told);
+        let (accepted, unknown) = match (step, sent) {
+            (_, Ok(sent)) => sent,
+            (CommitStep::Keep | CommitStep::TakeOver, Err(failure)) => return Err(failure.kept()),
+            (CommitStep::GiveWay, Err(failure)) => {
+                tally.lost_race(&failure);
                 self.give_way(name, &pending).await?;
                 return settled(None);
             }
-            Err(failure @ Failure::Refused(_)) => {
+            (CommitStep::Heed, Err(failure)) => {
                 self.drop_pending(name, &pending)?;
-                if pending.operation == Operation::Commit && self.heeds(name, &failure).await? {
-                    // Built again, it removes them too.
-                    tally.races += 1;
-                    return settled(None);
+                if !self.heeds(name, &failure).await? {
+                    return Err(failure);
                 }
-                return Err(failure);
+                // Built again, it removes them too.
+                tally.races += 1;
+                return settled(None);
             }
-            Err(failure) => return Err(failure.kept()),
+            (CommitStep::Drop, Err(failure)) => {
+                self.drop_pending(name, &pending)?;
+                if told != Told::Passed {
+                    return Err(failure);
+                }
+                tally.lost_race(&failure);
+                return settled(None);
+            }
         };
         tally.unknown_outcomes += unknown;
         fault::point("after-send");
@@ -525,11 +542,9 @@ impl Member {
         Ok(())
     }
 
-    /// Another Commit was first: its entry makes this device drop its own. An external Commit is made anew.
+    /// Another Commit was first: its entry makes this device drop its own.
     async fn give_way(&self, name: &GroupName, pending: &Pending) -> Result<(), Failure> {
-        if pending.operation == Operation::Commit {
-            self.read_up(name).await?;
-        }
+        self.read_up(name).await?;
         self.drop_pending(name, pending)
     }
 

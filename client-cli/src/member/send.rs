@@ -1,15 +1,13 @@
 //! Messages: kept before they are sent, repeated with the same bytes, framed anew only when the server surely did not take them.
 
-use chancery_proto::{
-    common::v1::Reason,
-    delivery::v1::{Outcome, SendMessageRequest},
-};
+use chancery_proto::delivery::v1::{Outcome, SendMessageRequest};
 use prost::Message as _;
 
 use super::{Member, commit::Tally};
 use crate::{
     core::{
         CoreError, commit,
+        pending::{self, MessageStep},
         records::{self, Accepted, GroupName, GroupState, Outgoing},
     },
     failure::Failure,
@@ -163,29 +161,40 @@ impl Member {
                     };
                     return self.delivered(name, id, outgoing, accepted, unknown_outcomes);
                 }
-                Err(failure)
-                    if matches!(
-                        failure.reason(),
-                        Some(Reason::EpochTooOld | Reason::EpochVoided)
-                    ) || self.heeds(name, &failure).await? =>
-                {
-                    self.read_up(name).await?;
-                    self.settle(name, &mut Tally::default()).await?;
-                    Box::pin(self.heal(name, true)).await?;
-                    self.commit_first(name).await?;
-                    self.step(|step, context| {
-                        let record = commit::active(step, name)?;
-                        commit::message(step, context, &record, id, &outgoing.text).map(|_| ())
-                    })?;
-                }
-                Err(failure @ Failure::Refused(_)) => {
-                    self.step(|step, _| Ok(records::delete_outgoing(step, name, &id)?))?;
-                    return Err(failure);
-                }
-                Err(failure) => return Err(failure.kept()),
+                Err(failure) => self.answered_no(name, id, &outgoing, failure).await?,
             }
         }
         Err(Failure::Races { races: FRAMINGS })
+    }
+
+    /// A message that was not accepted: framed anew where it surely was not taken, kept where that is not known.
+    async fn answered_no(
+        &self,
+        name: &GroupName,
+        id: [u8; 16],
+        outgoing: &Outgoing,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        let Some(told) = failure.told() else {
+            return Err(failure);
+        };
+        match pending::message_answered(told) {
+            MessageStep::Keep => return Err(failure.kept()),
+            MessageStep::Frame => {}
+            MessageStep::Heed if self.heeds(name, &failure).await? => {}
+            MessageStep::Done | MessageStep::Heed | MessageStep::Forget => {
+                self.step(|step, _| Ok(records::delete_outgoing(step, name, &id)?))?;
+                return Err(failure);
+            }
+        }
+        self.read_up(name).await?;
+        self.settle(name, &mut Tally::default()).await?;
+        Box::pin(self.heal(name, true)).await?;
+        self.commit_first(name).await?;
+        self.step(|step, context| {
+            let record = commit::active(step, name)?;
+            commit::message(step, context, &record, id, &outgoing.text).map(|_| ())
+        })
     }
 
     fn delivered(

@@ -48,6 +48,9 @@ pub fn one_is_revoked(world: &mut World) -> anyhow::Result<()> {
     let anna = world.device("anna-desk")?;
     let group = world.group.clone();
     phone.run(&["sync", "--group", &group])?;
+    // Nothing is said until the revocation is known: what comes after this is from after it.
+    let state = phone.run(&["group", "show", "--group", &group])?;
+    let known = number(&state, "head_seq")?;
     let place = DOMAINS.iter().position(|domain| phone.uri.contains(domain));
     let place = place.context("a device of neither ministry")?;
     let mut revoke = world
@@ -59,8 +62,6 @@ pub fn one_is_revoked(world: &mut World) -> anyhow::Result<()> {
     while phone.run(&["debug", "read-log", "--group", &group])?["reason"] != "DEVICE_REVOKED" {
         ensure!(Instant::now() < until, "the revocation does not arrive");
     }
-    let state = anna.run(&["group", "show", "--group", &group])?;
-    let known = number(&state, "head_seq")?;
     world.removed.push(phone.name.clone());
     let secret = world.send(&anna, "Not for whoever found the phone")?;
     let later = number(&secret, "seq")?;
