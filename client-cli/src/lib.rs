@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`core`] | the member without IO: groups, Commits, entries, checks |
 //! | [`store`] | one SQLite file, sealed, one transaction per step |
+//! | [`surroundings`] | time and chance |
 //! | [`transport`] | channels, and the loop that repeats what got no answer |
 //! | [`member`] | the three together: every operation of a device |
 //! | [`profile`] | the folder of a device |
@@ -18,4 +19,5 @@ pub mod fault;
 pub mod member;
 pub mod profile;
 pub mod store;
+pub mod surroundings;
 pub mod transport;

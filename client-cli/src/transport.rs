@@ -1,6 +1,6 @@
 //! Channels to the services, and the one loop that repeats what got no answer: with the same bytes, until the deadline.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chancery_proto::{common::v1::Reason, status::Refusal};
 use tokio::time::Instant;
@@ -9,7 +9,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::{failure::Failure, profile::Profile};
+use crate::{failure::Failure, profile::Profile, surroundings::Surroundings};
 
 /// How long one call may take before it counts as unanswered. Streams have no such limit.
 const CALL: Duration = Duration::from_secs(15);
@@ -35,6 +35,7 @@ pub struct Transport {
     /// The same without a limit for one call, for streams that stay open.
     pub delivery_streams: Channel,
     deadline: Duration,
+    surroundings: Arc<dyn Surroundings>,
 }
 
 /// An address as a lazy channel.
@@ -66,14 +67,35 @@ impl Transport {
     ///
     /// # Errors
     /// An address that cannot be used.
-    pub fn new(profile: &Profile, deadline: Duration) -> Result<Self, Failure> {
+    pub fn new(
+        profile: &Profile,
+        deadline: Duration,
+        surroundings: Arc<dyn Surroundings>,
+    ) -> Result<Self, Failure> {
         let ca = profile.tls_ca.as_deref();
         Ok(Self {
             auth: channel(&profile.auth_url, ca, Some(CALL))?,
             delivery: channel(&profile.delivery_url, ca, Some(CALL))?,
             delivery_streams: channel(&profile.delivery_url, ca, None)?,
             deadline,
+            surroundings,
         })
+    }
+
+    /// Over channels that somebody else made.
+    pub fn over(
+        auth: Channel,
+        delivery: Channel,
+        deadline: Duration,
+        surroundings: Arc<dyn Surroundings>,
+    ) -> Self {
+        Self {
+            auth,
+            delivery_streams: delivery.clone(),
+            delivery,
+            deadline,
+            surroundings,
+        }
     }
 
     /// Calls until there is an answer, at most until the deadline. Only for calls that may be repeated.
@@ -101,7 +123,10 @@ impl Transport {
                 return Err(Failure::Refused(Box::new(refusal)));
             }
             unknown_outcomes += u32::from(!(never_sent(&status) || never_looked_at(&refusal)));
-            let wait = refusal.retry_after.unwrap_or(pause).max(jittered(pause));
+            let wait = refusal
+                .retry_after
+                .unwrap_or(pause)
+                .max(self.surroundings.jittered(pause));
             if Instant::now() + wait >= until {
                 return Err(Failure::Unanswered {
                     refusal: Box::new(refusal),
@@ -112,16 +137,6 @@ impl Transport {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
-}
-
-/// Between a half and the whole: many clients that lost one server do not come back at once.
-pub fn jittered(pause: Duration) -> Duration {
-    let mut byte = [0];
-    let share = match getrandom::fill(&mut byte) {
-        Ok(()) => f64::from(byte[0]) / 510.0,
-        Err(_) => 0.25,
-    };
-    pause.mul_f64(0.5 + share)
 }
 
 /// The server answered that it did not begin.

@@ -160,7 +160,8 @@ async fn report_in(
     let Some(head) = store::groups::lock(tx, group).await? else {
         return Err(TxError::Rejected(Error::no_group()));
     };
-    let (membership, caller_revoked) = read_caller(tx, group, caller.key).await?;
+    let (_, caller_revoked) = read_caller(tx, group, caller.key).await?;
+    let membership = store::roster::at(tx, group, caller.key, epoch_seq).await?;
     let state = Group {
         head,
         caller: membership,

@@ -319,8 +319,15 @@ async fn commit_facts(
         0 => Some(chain::start()),
         seq => store::log::chain_at(tx, group, seq).await?,
     };
-    let (other_users, other_devices) =
-        store::roster::others(tx, group, caller.key, caller.user, &removed_keys).await?;
+    let (other_users, other_devices) = store::roster::others(
+        tx,
+        group,
+        caller.key,
+        caller.user,
+        &removed_keys,
+        head.settled_seq,
+    )
+    .await?;
     let winner_seq = store::groups::epoch_seq_of(tx, group, commit.epoch.saturating_add(1)).await?;
     let proposals =
         store::log::count_proposals(tx, group, head.epoch_seq, &commit.proposals).await?;

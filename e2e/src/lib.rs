@@ -5,6 +5,7 @@
 //! | [`programs`] | where the binaries are, running one and reading its JSON |
 //! | [`server`] | the server side as one process, killed and started again |
 //! | [`device`] | a device: a profile and the commands that it runs |
+//! | [`sim`] | whole groups in one thread: real members, a bad network, time that a seed decides |
 //! | [`story`] | the demo, act by act |
 //! | [`model`] | small worlds, explored completely: no process, the real decisions |
 //! | [`journals`] | what the devices' own journals say: lost, duplicated, reordered |
@@ -17,5 +18,6 @@ pub mod model;
 pub mod programs;
 pub mod search;
 pub mod server;
+pub mod sim;
 pub mod story;
 pub mod summary;

@@ -13,9 +13,9 @@ use client_cli::{
         group,
         records::{self, GroupName, GroupState, JournalEntry, Person},
     },
-    member::{Member, new_id},
+    member::Member,
 };
-use insider::{Insider, Plan, spoil_welcome};
+use insider::{Insider, Plan, new_id, spoil_welcome};
 use support::Fixture;
 
 /// A void comes after this many seconds of nothing but failures.

@@ -14,7 +14,6 @@ fn assert_sound(name: &str, bounds: Bounds) {
     let explored = explore(name, bounds);
     assert!(explored.faults.is_empty(), "{explored:?}");
     assert!(explored.states > 1_000, "{explored:?}");
-    println!("{name}: {} states", explored.states);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use chancery_proto::{
     commit_info::MessageData, delivery::v1::SendMessageRequest, wire::Write as _,
 };
 use client_cli::core::records::GroupName;
-use e2e::{device::Device, programs::said};
+use e2e::programs::said;
 use support::{Fixture, assert_agree, head, read, show, texts};
 use uuid::Uuid;
 

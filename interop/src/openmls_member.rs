@@ -13,7 +13,6 @@ use client_cli::{
         commit::Tally,
         directory::Name,
         enroll::{Enrolment, enroll},
-        new_id,
     },
     profile::Profile,
 };
@@ -148,13 +147,13 @@ impl Stack for OpenMls {
     }
 
     async fn send(&mut self, group: &[u8], text: &str) -> anyhow::Result<u64> {
-        let message = [(new_id(), text.as_bytes().to_vec())];
+        let message = [(self.member.new_id(), text.as_bytes().to_vec())];
         let sent = self.member.send(&name(group), &message).await?;
         Ok(sent.first().context("nothing was sent")?.accepted.seq)
     }
 
     async fn send_twice(&mut self, group: &[u8], text: &str) -> anyhow::Result<[u64; 2]> {
-        let message = [(new_id(), text.as_bytes().to_vec())];
+        let message = [(self.member.new_id(), text.as_bytes().to_vec())];
         let mut seqs = [0; 2];
         for seq in &mut seqs {
             let sent = self.member.send(&name(group), &message).await?;

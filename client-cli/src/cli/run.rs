@@ -23,7 +23,6 @@ use crate::{
         directory::{self, Name},
         enroll::{Enrolment, enroll},
         listen::Event,
-        new_id,
     },
     profile::{PinnedRoot, Profile},
 };
@@ -259,7 +258,7 @@ async fn send(member: &Member, args: &Send) -> Result<Value, Failure> {
         for (index, line) in text.lines().enumerate() {
             let id = match &args.id_seed {
                 Some(seed) => seeded_id(seed, index),
-                None => new_id(),
+                None => member.new_id(),
             };
             messages.push((id, line.as_bytes().to_vec()));
         }
@@ -274,7 +273,9 @@ async fn send(member: &Member, args: &Send) -> Result<Value, Failure> {
                 text
             }
         };
-        let id = args.message_id.map_or_else(new_id, |id| *id.as_bytes());
+        let id = args
+            .message_id
+            .map_or_else(|| member.new_id(), |id| *id.as_bytes());
         messages.push((id, text));
     }
     let sent = member.send(&args.group, &messages).await?;

@@ -62,13 +62,19 @@ pub fn page(
         if record.state.ended() {
             break;
         }
-        if entry.seq != record.head_seq + 1 {
-            return Err(CoreError::State(format!(
-                "at seq {}, and {} came",
-                record.head_seq, entry.seq
-            )));
-        }
-        let value = chain_after(&record, one);
+        let value = match (&record.state, entry.seq == record.head_seq + 1) {
+            (_, true) => chain_after(&record, one),
+            // Of a later membership: it begins with a Welcome, or from outside.
+            (GroupState::Removed, false) => break,
+            // Between two memberships there is nothing to compare with.
+            (GroupState::NeedsRejoin(_), false) => chain_of(entry)?,
+            (_, false) => {
+                return Err(CoreError::State(format!(
+                    "at seq {}, and {} came",
+                    record.head_seq, entry.seq
+                )));
+            }
+        };
         let broken_promise = |(seq, chain): &(u64, Vec<u8>)| *seq == entry.seq && *chain != value;
         if (!entry.chain.is_empty() && entry.chain != value[..])
             || record.promised.as_ref().is_some_and(broken_promise)
@@ -111,6 +117,14 @@ pub fn pruned(step: &Step<'_>, name: &GroupName, gap: &Pruned) -> Result<(), Cor
         .try_into()
         .map_err(|_| CoreError::Malformed("a chain value of another length".into()))?;
     Ok(records::put_group(step, &record)?)
+}
+
+fn chain_of(entry: &Entry) -> Result<[u8; 32], CoreError> {
+    entry
+        .chain
+        .as_ref()
+        .try_into()
+        .map_err(|_| CoreError::Malformed("a chain value of another length".into()))
 }
 
 fn chain_after(record: &GroupRecord, one: &Received) -> [u8; 32] {
@@ -353,15 +367,17 @@ fn own(
         Operation::Commit => {
             let mls_group = open.get(step, &record.name)?;
             crate::fault::point("between-process-and-merge");
+            let removed = recovery::leaves_of(mls_group, &written.removed)?;
             mls_group
                 .merge_pending_commit(step.provider())
                 .map_err(mls)?;
             gone(record, &written.removed);
+            recovery::merged(record, &one.payload, written, removed);
             began_epoch(step, context, record, one, mls_group, written)?;
         }
         Operation::External => {
             super::join::accepted(record, one.entry.seq);
-            recovery::merged(record, &one.payload, written);
+            recovery::merged(record, &one.payload, written, Vec::new());
         }
         Operation::Create => {}
     }
@@ -392,7 +408,7 @@ fn began_epoch(
     record.epoch_seq = one.entry.seq;
     record.proposals.clear();
     record.repair = false;
-    recovery::merged(record, &one.payload, written);
+    record.refresh = false;
     let claimed = &one.entry.group_state_hash;
     if mls_group.is_active()
         && !claimed.is_empty()
@@ -461,6 +477,7 @@ fn process(
             let at = one.entry.accepted_at_micros / 1_000_000;
             let change = check::commit(context, mls_group, &staged, &sender, &data, at)?;
             same_log(step, record, &change)?;
+            let removed = recovery::leaves_of(mls_group, &change.removed)?;
             if matches!(sender, Sender::NewMemberCommit) {
                 written.sender = change.added.first().cloned();
             }
@@ -474,6 +491,7 @@ fn process(
                 // This device's key came in from outside, and not from here.
                 return Err(CoreError::Copied);
             }
+            recovery::merged(record, &one.payload, written, removed);
             began_epoch(step, context, record, one, mls_group, written)?;
             if !mls_group.is_active() {
                 record.state = GroupState::Removed;

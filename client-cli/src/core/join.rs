@@ -36,7 +36,9 @@ fn distrusted(context: Context<'_>, mls_group: &MlsGroup) -> Result<Vec<Person>,
 /// The store.
 pub fn known(step: &Step<'_>, name: &GroupName, seq: u64) -> Result<bool, CoreError> {
     let record = records::group(step, name)?;
-    Ok(record.is_some_and(|r| r.head_seq >= seq || r.joined_seq >= seq))
+    // Who was removed has read on, and could use nothing of what came after.
+    let read = |r: &GroupRecord| r.head_seq >= seq && r.state != GroupState::Removed;
+    Ok(record.is_some_and(|r| r.joined_seq >= seq || read(&r)))
 }
 
 /// Joins by a Welcome with the tree of its epoch. A failure undoes everything: the KeyPackage is not used up.
@@ -182,7 +184,7 @@ pub fn external(
         chain32(&info.chain)?,
     );
     let mut record = records::group(step, name)?.unwrap_or(at_head);
-    if std::mem::take(&mut record.skip_to_head) {
+    if std::mem::take(&mut record.skip_to_head) || record.state == GroupState::Removed {
         record.head_seq = info.head_seq;
         record.chain = chain32(&info.chain)?;
     }

@@ -236,6 +236,8 @@ pub struct Merged {
     pub committer: Option<Person>,
     /// Whom it added.
     pub added: Vec<Person>,
+    /// Whom it removed, with the keys of their leaves: they may have reported an earlier Commit that was built on.
+    pub removed: Vec<(Person, Vec<u8>)>,
 }
 
 /// A group as this device sees it.
@@ -273,6 +275,8 @@ pub struct GroupRecord {
     pub merged: Vec<Merged>,
     /// What this device cannot merge.
     pub trouble: Option<Trouble>,
+    /// A Commit was taken back on this device's report: until another's Commit has settled its maker cannot even come back, so this device makes one.
+    pub refresh: bool,
     /// The stored GroupInfo of the current epoch is not this group's.
     pub repair: bool,
     /// Texts of this device that were voided: sent again under new ids.
@@ -307,6 +311,7 @@ impl GroupRecord {
             settled_seq: 0,
             merged: Vec::new(),
             trouble: None,
+            refresh: false,
             repair: false,
             resend: Vec::new(),
             copies: 0,

@@ -45,9 +45,33 @@ pub fn failed(record: &mut GroupRecord, seq: u64, payload: &[u8], error: &CoreEr
     });
 }
 
+/// The members of these devices with the keys of their leaves, before a Commit removes them.
+///
+/// # Errors
+/// A leaf that does not say who it is.
+pub fn leaves_of(
+    mls_group: &MlsGroup,
+    people: &[Person],
+) -> Result<Vec<(Person, Vec<u8>)>, CoreError> {
+    let mut leaves = Vec::new();
+    for member in mls_group.members() {
+        let person = person_of(&member.credential, &member.signature_key)?;
+        if people.contains(&person) {
+            leaves.push((person, member.signature_key));
+        }
+    }
+    Ok(leaves)
+}
+
 /// Remembers a merged Commit, as long as it may be taken back.
-pub fn merged(record: &mut GroupRecord, payload: &[u8], written: &JournalEntry) {
+pub fn merged(
+    record: &mut GroupRecord,
+    payload: &[u8],
+    written: &JournalEntry,
+    removed: Vec<(Person, Vec<u8>)>,
+) {
     record.merged.push(Merged {
+        removed,
         seq: written.seq,
         sha256: Sha256::digest(payload).into(),
         committer: written.sender.clone(),
@@ -173,6 +197,7 @@ pub fn voided(
     {
         record.state = GroupState::Active;
         record.trouble = None;
+        record.refresh = true;
     } else if record.rejoined_seq >= void.first_seq {
         record.state = GroupState::NeedsRejoin(format!("seq {} took back its return", written.seq));
     }
@@ -189,7 +214,8 @@ fn alarm(
     Ok(())
 }
 
-/// Do the reports say what the server did? By users who were members before and are after, not the committer's, each by its leaf's signature.
+/// Do the reports say what the server did? By users who were members before the Commit and after it, not the committer's, each by its leaf's signature.
+/// What was built on the Commit changes nothing of that: whom a later one removed has a voice, whom one added has none.
 fn holds_up(
     step: &Step<'_>,
     record: &GroupRecord,
@@ -197,55 +223,60 @@ fn holds_up(
     void: &VoidPayload,
 ) -> Result<(), String> {
     let mls_group = group::load(step, &record.name).map_err(|error| error.to_string())?;
-    let counts = |person: &Person| {
-        merged
-            .committer
-            .as_ref()
-            .is_none_or(|c| (&c.domain, c.user) != (&person.domain, person.user))
+    let later = || record.merged.iter().filter(|m| m.seq > merged.seq);
+    let mut leaves = Vec::new();
+    for member in mls_group.members() {
+        let person = person_of(&member.credential, &member.signature_key)
+            .map_err(|error| error.to_string())?;
+        leaves.push((person, member.signature_key));
+    }
+    leaves.extend(later().flat_map(|m| m.removed.iter().cloned()));
+    let committer = merged.committer.as_ref();
+    let counts = |(person, _): &(Person, Vec<u8>)| {
+        committer.is_none_or(|c| (&c.domain, c.user) != (&person.domain, person.user))
             && !merged.added.contains(person)
+            && (!later().any(|m| m.added.contains(person))
+                || later().any(|m| m.removed.iter().any(|(p, _)| p == person)))
     };
-    let roster = group::roster(&mls_group).map_err(|error| error.to_string())?;
-    let users = |people: &mut dyn Iterator<Item = Person>| {
-        let mut users: Vec<_> = people.map(|p| (p.domain, p.user)).collect();
+    leaves.retain(counts);
+    let users = |people: &mut dyn Iterator<Item = &Person>| {
+        let mut users: Vec<_> = people.map(|p| (&p.domain, p.user)).collect();
         users.sort();
         users.dedup();
         users.len()
     };
-    let others = users(&mut roster.into_iter().map(|(_, p)| p).filter(|p| counts(p)));
-    let mut reporters = void
-        .reports
-        .iter()
-        .filter_map(|report| reporter(record, &mls_group, merged, report))
-        .filter(|person| counts(person));
-    let found = users(&mut reporters);
-    let needed = others.clamp(1, 2);
+    let needed = users(&mut leaves.iter().map(|(person, _)| person)).clamp(1, 2);
+    let signed = |report: &FailureReport| reporter(record, &leaves, merged, report);
+    let found = users(&mut void.reports.iter().filter_map(signed));
     if found < needed {
         return Err(format!("{found} of {needed} users signed for it"));
     }
     Ok(())
 }
 
-fn reporter(
+fn reporter<'l>(
     record: &GroupRecord,
-    mls_group: &MlsGroup,
+    leaves: &'l [(Person, Vec<u8>)],
     merged: &Merged,
     report: &FailureReport,
-) -> Option<Person> {
+) -> Option<&'l Person> {
     let named = report.reporter.as_ref()?;
-    let (person, key) = mls_group.members().find_map(|member| {
-        let person = person_of(&member.credential, &member.signature_key).ok()?;
-        let same = person.domain == named.domain && person.device[..] == named.id[..];
-        same.then_some((person, member.signature_key))
-    })?;
-    let content = signed::failure(
-        (&record.name.domain, &record.name.id),
-        (&person.domain, &person.device),
-        merged.seq,
-        &merged.sha256,
-        report.reason,
-        report.expires_at,
-    );
-    signed::verify(&key, signed::FAILURE, &content, &report.signature).then_some(person)
+    let mut of_device = leaves
+        .iter()
+        .filter(|(person, _)| person.domain == named.domain && person.device[..] == named.id[..]);
+    let holds = |person: &Person, key: &[u8]| {
+        let content = signed::failure(
+            (&record.name.domain, &record.name.id),
+            (&person.domain, &person.device),
+            merged.seq,
+            &merged.sha256,
+            report.reason,
+            report.expires_at,
+        );
+        signed::verify(key, signed::FAILURE, &content, &report.signature)
+    };
+    let found = of_device.find(|(person, key)| holds(person, key));
+    found.map(|(person, _)| person)
 }
 
 /// The journal says which entries were taken back; what this device had said there is said again.

@@ -7,7 +7,7 @@ use chancery_proto::{
 };
 use openmls::prelude::CredentialType;
 
-use super::{Member, directory::Name, new_id};
+use super::{Member, directory::Name};
 use crate::{
     core::{
         CoreError, group,
@@ -38,7 +38,7 @@ impl Member {
             let claim = match record.claim.take().filter(|c| c.devices == devices) {
                 Some(claim) => claim,
                 None => ClaimRecord {
-                    claim_id: new_id(),
+                    claim_id: self.new_id(),
                     devices: devices.clone(),
                 },
             };

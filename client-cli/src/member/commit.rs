@@ -11,7 +11,7 @@ use openmls::prelude::Ciphersuite;
 use openmls_traits::signatures::Signer as _;
 use prost::Message as _;
 
-use super::{Member, directory::Name, new_id, now};
+use super::{Member, directory::Name};
 use crate::{
     core::{
         CoreError, commit, group, join,
@@ -87,7 +87,7 @@ impl Member {
     pub async fn create_group(&self, suite: Ciphersuite) -> Result<Committed, Failure> {
         let name = GroupName {
             domain: self.profile.delivery_domain.clone(),
-            id: [new_id(), new_id()].concat(),
+            id: [self.new_id(), self.new_id()].concat(),
         };
         self.create(name, suite, None).await
     }
@@ -113,7 +113,7 @@ impl Member {
         })?;
         let successor = GroupName {
             domain: name.domain.clone(),
-            id: [new_id(), new_id()].concat(),
+            id: [self.new_id(), self.new_id()].concat(),
         };
         let replaces = Replaces {
             group: Some(name.to_ref()),
@@ -136,7 +136,7 @@ impl Member {
         replaces: Option<Replaces>,
     ) -> Result<Committed, Failure> {
         self.step(|step, context| {
-            group::create(step, context, &name, suite, new_id(), replaces).map(|_| ())
+            group::create(step, context, &name, suite, self.new_id(), replaces).map(|_| ())
         })?;
         fault::point("before-send");
         let mut tally = Tally::default();
@@ -230,7 +230,7 @@ impl Member {
             Ok::<_, CoreError>((record, context.identity.leaf_key(suite)?))
         })?;
         let joined_seq = record.joined_seq.max(record.rejoined_seq);
-        let expires_at = now() + LEAVE_SECONDS;
+        let expires_at = self.now() + LEAVE_SECONDS;
         let own = &self.identity.person;
         let content = signed::leave(
             (&name.domain, &name.id),
@@ -243,7 +243,7 @@ impl Member {
             .map_err(|_| Failure::Profile("the device key cannot sign".into()))?;
         let request = LeaveGroupRequest {
             group: Some(name.to_ref()),
-            message_id: new_id().to_vec().into(),
+            message_id: self.new_id().to_vec().into(),
             joined_seq,
             expires_at,
             signature: signature.into(),
@@ -304,7 +304,7 @@ impl Member {
         };
         self.step(|step, context| {
             let mut record = commit::active(step, name)?;
-            commit::stage(step, context, &mut record, &update, new_id()).map(|_| ())
+            commit::stage(step, context, &mut record, &update, self.new_id()).map(|_| ())
         })
     }
 
@@ -338,7 +338,7 @@ impl Member {
                 .value;
             let tree = self.tree(name, info.epoch_seq).await?;
             self.step(|step, context| {
-                join::external(step, context, name, &info, tree, new_id()).map(|_| ())
+                join::external(step, context, name, &info, tree, self.new_id()).map(|_| ())
             })?;
             fault::point("before-send");
         }
@@ -385,7 +385,7 @@ impl Member {
                     // Another command of this profile was faster; its Commit goes first.
                     return Ok(commit::Plan::default());
                 }
-                commit::stage(step, context, &mut record, &intent, new_id())
+                commit::stage(step, context, &mut record, &intent, self.new_id())
             })?;
             unusable = plan
                 .unusable

@@ -9,7 +9,7 @@ use chancery_proto::{
 };
 use uuid::Uuid;
 
-use super::{Member, now};
+use super::Member;
 use crate::failure::Failure;
 
 /// How long a signed revocation may be under way, seconds.
@@ -129,7 +129,7 @@ impl Member {
     /// # Errors
     /// The refusal, or no answer.
     pub async fn revoke(&self, device: &Name) -> Result<u64, Failure> {
-        let expires_at = now() + REVOCATION_SECONDS;
+        let expires_at = self.now() + REVOCATION_SECONDS;
         let content = signed::revoke((&device.0, &device.1), expires_at);
         let signature = self
             .identity

@@ -21,9 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::{
-    Auth, Delivery, IDENTITY, META, Member, P256_KEY, fetch_intermediates, now, open_store,
-};
+use super::{Auth, Delivery, IDENTITY, META, Member, P256_KEY, fetch_intermediates, open_store};
 use crate::{
     core::{
         CoreError, group,
@@ -35,6 +33,7 @@ use crate::{
     fault,
     profile::{PinnedRoot, Profile},
     store::{Store, StoreError},
+    surroundings::{Surroundings as _, System},
     transport::Transport,
 };
 
@@ -144,7 +143,7 @@ impl Begun {
 
     /// Proofs of now, by the same keys.
     fn prove(&mut self, domain: &str, invitation: &str) -> Result<(), Failure> {
-        self.proof_time = now();
+        self.proof_time = System.now();
         for key in &mut self.keys {
             let content = signed::enroll(domain, invitation, &key.csr, self.proof_time);
             key.proof = key.sign(&signed::to_be_signed(signed::ENROLL, &content))?;
@@ -181,7 +180,7 @@ pub async fn enroll(
     let mut store = super::blocking(|| open_store(folder))?;
     let done: Option<Identity> = store.step(|step| step.get(META, IDENTITY))?;
     if done.is_none() {
-        let transport = Transport::new(&profile, deadline)?;
+        let transport = Transport::new(&profile, deadline, std::sync::Arc::new(System))?;
         let schemes = learn_service(&mut profile, enrolment, &transport).await?;
         let identity = certified(&mut store, &profile, enrolment, &transport, &schemes).await?;
         profile.write(folder)?;
@@ -301,12 +300,12 @@ async fn verified(
         .find(|root| root.domain == profile.domain)
         .ok_or_else(|| bad("no pinned root"))?;
     let intermediates = fetch_intermediates(transport, root, profile.tls_ca.as_deref()).await?;
-    let anchors = Anchors::pinned(&root.der()?, &intermediates, now())
+    let anchors = Anchors::pinned(&root.der()?, &intermediates, System.now())
         .map_err(|error| bad(&error.to_string()))?;
     let mut identity: Option<Identity> = None;
     for (key, certificate) in begun.keys.iter().zip(&answer.certificates) {
         let seen = anchors
-            .verify_device(certificate, now())
+            .verify_device(certificate, System.now())
             .map_err(|error| bad(&error.to_string()))?;
         let person = Person {
             domain: seen.domain,

@@ -10,7 +10,7 @@ use chancery_proto::{
     },
 };
 
-use super::{Member, commit::Tally, new_id, now};
+use super::{Member, commit::Tally};
 use crate::{
     core::{
         CoreError, group,
@@ -33,7 +33,7 @@ const COPIES: u32 = 1;
 pub(super) fn ails(record: &GroupRecord) -> bool {
     match record.state {
         GroupState::NeedsRejoin(_) => record.copies <= COPIES,
-        GroupState::Active => record.repair || !record.resend.is_empty(),
+        GroupState::Active => record.repair || record.refresh || !record.resend.is_empty(),
         _ => false,
     }
 }
@@ -58,6 +58,9 @@ impl Member {
             if record.state == GroupState::Active {
                 if record.repair {
                     self.repair(name, &record).await?;
+                }
+                if record.refresh {
+                    self.refresh(name).await?;
                 }
                 self.say_again(name).await?;
                 return Ok(read);
@@ -96,7 +99,7 @@ impl Member {
                     // Taken back meanwhile, or not ours to judge: the log says which.
                     self.read_up(name).await?;
                 }
-                let at = now();
+                let at = self.now();
                 self.step(|step, _| {
                     let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
                     if let Some(open) = &mut record.trouble {
@@ -111,7 +114,7 @@ impl Member {
         Ok(record
             .trouble
             .is_some_and(|open| open.seq == trouble.seq && record.settled_seq < open.seq)
-            && now() < reported_at + VOID_SECONDS)
+            && self.now() < reported_at + VOID_SECONDS)
     }
 
     /// Says what this device knows of an epoch; `None` where the server does not want to know.
@@ -143,7 +146,7 @@ impl Member {
     }
 
     /// Comes back by an external Commit; false where that is not possible now.
-    async fn come_back(&self, name: &GroupName) -> Result<bool, Failure> {
+    pub(super) async fn come_back(&self, name: &GroupName) -> Result<bool, Failure> {
         match self.rejoin(name).await {
             Ok(_) => Ok(true),
             Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(false),
@@ -183,6 +186,15 @@ impl Member {
         }
     }
 
+    /// Begins a new epoch after a void; whoever was first has done it for all.
+    async fn refresh(&self, name: &GroupName) -> Result<(), Failure> {
+        match Box::pin(self.update(name)).await {
+            Ok(_) | Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(()),
+            Err(Failure::Core(error)) if !matches!(error, CoreError::Store(_)) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Sends what was taken back, under new ids.
     async fn say_again(&self, name: &GroupName) -> Result<(), Failure> {
         let ids = self.step(|step, _| {
@@ -191,7 +203,7 @@ impl Member {
             let mut ids = Vec::with_capacity(texts.len());
             for text in texts {
                 // In one step: a crash neither loses a text nor doubles it.
-                let id = new_id();
+                let id = self.new_id();
                 records::put_outgoing(step, name, &id, &Outgoing::unframed(&text))?;
                 ids.push(id);
             }

@@ -16,7 +16,7 @@ use crate::{
         records::{self, GroupName, GroupState, JournalEntry},
     },
     failure::{Failure, code_name},
-    transport::{jittered, with_token},
+    transport::with_token,
 };
 
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -93,7 +93,7 @@ impl Member {
             if sink(Event::Reconnecting(code)).is_break() {
                 return Ok(());
             }
-            tokio::time::sleep(jittered(pause)).await;
+            tokio::time::sleep(self.surroundings.jittered(pause)).await;
             pause = (pause * 2).min(PAUSES.1);
         }
     }

@@ -26,7 +26,7 @@ pub mod sync;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -50,6 +50,7 @@ use crate::{
     failure::Failure,
     profile::{PinnedRoot, Profile},
     store::{Step, Store},
+    surroundings::{Surroundings, System},
     transport::{Answered, Transport, channel, with_token},
 };
 
@@ -100,18 +101,9 @@ pub struct Member {
     trust: Trust,
     transport: Transport,
     removals_per_hour: u32,
+    surroundings: Arc<dyn Surroundings>,
     /// Groups whose log was read since this profile was opened.
     read: Mutex<BTreeSet<GroupName>>,
-}
-
-/// The wall clock, Unix seconds: the only place that reads it.
-pub fn now() -> i64 {
-    time::OffsetDateTime::now_utc().unix_timestamp()
-}
-
-/// 16 random bytes.
-pub fn new_id() -> [u8; 16] {
-    *Uuid::new_v4().as_bytes()
 }
 
 /// Opens the store of a folder.
@@ -147,18 +139,58 @@ impl Member {
             Failure::Profile("this profile is not enrolled yet: enroll first".into())
         })?;
         identity.p256 = blocking(|| store.step(|step| step.get(META, P256_KEY)))?;
+        let surroundings = Arc::new(System);
+        let transport = Transport::new(&profile, deadline, surroundings.clone())?;
         let mut member = Self {
-            transport: Transport::new(&profile, deadline)?,
             folder: folder.to_owned(),
-            store: Mutex::new(store),
-            trust: Trust::default(),
-            identity,
-            profile,
-            removals_per_hour: REMOVALS_PER_HOUR,
-            read: Mutex::default(),
+            ..Self::over(profile, store, identity, transport, surroundings)
         };
         member.load_roots().await?;
         Ok(member)
+    }
+
+    /// A member over a store and channels that somebody else made, in its own surroundings; nothing is pinned yet.
+    pub fn over(
+        profile: Profile,
+        store: Store,
+        identity: Identity,
+        transport: Transport,
+        surroundings: Arc<dyn Surroundings>,
+    ) -> Self {
+        Self {
+            folder: PathBuf::new(),
+            profile,
+            store: Mutex::new(store),
+            identity,
+            trust: Trust::default(),
+            transport,
+            removals_per_hour: REMOVALS_PER_HOUR,
+            surroundings,
+            read: Mutex::default(),
+        }
+    }
+
+    /// The same with pinned roots.
+    #[must_use]
+    pub fn with_trust(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
+    }
+
+    /// Gives the store back; one that a panic left behind too.
+    pub fn into_store(self) -> Store {
+        self.store
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new id, in its surroundings.
+    pub fn new_id(&self) -> [u8; 16] {
+        self.surroundings.new_id()
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        self.surroundings.now()
     }
 
     /// Another number of devices that are removed in an hour on others' signatures, and no person's word.
@@ -194,7 +226,7 @@ impl Member {
         let context = Context {
             identity: &self.identity,
             trust: &self.trust,
-            now: now(),
+            now: self.now(),
             removals_per_hour: self.removals_per_hour,
         };
         blocking(|| {
@@ -208,7 +240,7 @@ impl Member {
         for root in self.profile.roots.clone() {
             let intermediates = self.intermediates(&root).await?;
             let anchors =
-                Anchors::pinned(&root.der()?, &intermediates, now()).map_err(|error| {
+                Anchors::pinned(&root.der()?, &intermediates, self.now()).map_err(|error| {
                     Failure::Profile(format!("the root of {}: {error}", root.domain))
                 })?;
             self.trust.pin(&root.domain, anchors);
@@ -221,7 +253,7 @@ impl Member {
         let key = format!("intermediates:{}", root.domain).into_bytes();
         let known: Option<Intermediates> = self.step(|step, _| Ok(step.get(META, &key)?))?;
         if let Some(known) = &known
-            && now() - known.fetched_at < ROOTS_SECONDS
+            && self.now() - known.fetched_at < ROOTS_SECONDS
         {
             return Ok(known.der.clone());
         }
@@ -229,7 +261,7 @@ impl Member {
             Ok(der) => {
                 let fetched = Intermediates {
                     der,
-                    fetched_at: now(),
+                    fetched_at: self.now(),
                 };
                 self.step(|step, _| Ok(step.put(META, &key, &fetched)?))?;
                 Ok(fetched.der)
@@ -254,7 +286,7 @@ impl Member {
         let key = format!("token:{audience}").into_bytes();
         let known: Option<CachedToken> = self.step(|step, _| Ok(step.get(META, &key)?))?;
         if let Some(known) = known
-            && known.expires_at > now() + TOKEN_MARGIN_SECONDS
+            && known.expires_at > self.now() + TOKEN_MARGIN_SECONDS
         {
             return Ok(known.token);
         }
@@ -285,7 +317,7 @@ impl Member {
     }
     fn assertion(&self) -> Result<String, Status> {
         let name = self.identity.person.device_uri();
-        let now = now();
+        let now = self.now();
         let claims = AssertionClaims {
             iss: name.clone(),
             sub: name,

@@ -1,6 +1,9 @@
 //! Messages: kept before they are sent, repeated with the same bytes, framed anew only when the server surely did not take them.
 
-use chancery_proto::delivery::v1::{Outcome, SendMessageRequest};
+use chancery_proto::{
+    common::v1::Reason,
+    delivery::v1::{Outcome, SendMessageRequest},
+};
 use prost::Message as _;
 
 use super::{Member, commit::Tally};
@@ -141,6 +144,9 @@ impl Member {
         for _ in 0..FRAMINGS {
             let outgoing =
                 self.step(|step, _| records::outgoing(step, name, &id)?.ok_or(CoreError::Unknown))?;
+            if let Some(accepted) = outgoing.accepted.clone() {
+                return self.delivered(name, id, outgoing, accepted, unknown_outcomes);
+            }
             let request = SendMessageRequest::decode(outgoing.request.as_slice())
                 .map_err(|_| Failure::Profile("an unsent message cannot be read".into()))?;
             let answer = self
@@ -178,6 +184,10 @@ impl Member {
         let Some(told) = failure.told() else {
             return Err(failure);
         };
+        if failure.reason() == Some(Reason::MessageIdReused) && self.log_shows(name, id).await? {
+            // An earlier framing of it was late, and landed.
+            return Ok(());
+        }
         match pending::message_answered(told) {
             MessageStep::Keep => return Err(failure.kept()),
             MessageStep::Frame => {}
@@ -195,6 +205,13 @@ impl Member {
             let record = commit::active(step, name)?;
             commit::message(step, context, &record, id, &outgoing.text).map(|_| ())
         })
+    }
+
+    /// Whether the log holds this message.
+    async fn log_shows(&self, name: &GroupName, id: [u8; 16]) -> Result<bool, Failure> {
+        self.read_up(name).await?;
+        let shown = self.step(|step, _| Ok(records::outgoing(step, name, &id)?))?;
+        Ok(shown.is_some_and(|outgoing| outgoing.accepted.is_some()))
     }
 
     fn delivered(

@@ -5,8 +5,8 @@ use std::sync::PoisonError;
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{
-        AckWelcomesRequest, Entry, FetchPayloadRequest, FetchTreeRequest, ListWelcomesRequest,
-        Pruned, ReadLogRequest, Welcome, WelcomeRef, entry,
+        AckWelcomesRequest, Entry, FetchPayloadRequest, FetchTreeRequest, GroupSummary,
+        ListGroupsRequest, ListWelcomesRequest, Pruned, ReadLogRequest, Welcome, WelcomeRef, entry,
     },
 };
 use openmls::prelude::RatchetTreeIn;
@@ -63,10 +63,16 @@ impl Member {
     /// # Errors
     /// The refusal, or no answer, or the store.
     pub async fn sync(&self, only: Option<&GroupName>) -> Result<Synced, Failure> {
+        // The groups first, the Welcomes after: a Welcome comes with its membership.
+        let listed = match only {
+            None => self.listed().await?,
+            Some(_) => Vec::new(),
+        };
         let mut synced = Synced {
             joined: self.join_all().await?,
             ..Synced::default()
         };
+        synced.joined.extend(self.find_again(listed).await?);
         let groups = self.step(|step, _| Ok(records::groups(step)?))?;
         for record in groups {
             if only.is_some_and(|name| *name != record.name) {
@@ -91,6 +97,38 @@ impl Member {
                 .await?;
         }
         Ok(synced)
+    }
+
+    /// The groups that the server knows this device as a member of.
+    async fn listed(&self) -> Result<Vec<GroupName>, Failure> {
+        let answer = self
+            .delivery(ListGroupsRequest {}, async |mut client, request| {
+                let mut parts = client.list_groups(request).await?.into_inner();
+                let mut groups = Vec::new();
+                while let Some(part) = parts.message().await? {
+                    groups.extend(part.groups);
+                }
+                Ok(groups)
+            })
+            .await?;
+        let member = |group: &GroupSummary| group.removed_seq == 0 && !group.closed;
+        let groups = answer.value.into_iter().filter(member);
+        Ok(groups
+            .filter_map(|group| Some(GroupName::from_ref(group.group.as_ref()?)))
+            .collect())
+    }
+
+    /// Comes back into groups that this profile knows nothing of, though it is in their rosters: a profile that was restored from before it joined.
+    async fn find_again(&self, listed: Vec<GroupName>) -> Result<Vec<GroupName>, Failure> {
+        let mut found = Vec::new();
+        for name in listed {
+            let known = self.step(|step, _| Ok(records::group(step, &name)?))?;
+            let lost = known.is_none_or(|record| record.state == GroupState::Removed);
+            if lost && self.come_back(&name).await? {
+                found.push(name);
+            }
+        }
+        Ok(found)
     }
 
     async fn resolve(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
@@ -167,11 +205,24 @@ impl Member {
                     }
                 }
             }
-            if parts.is_empty() || self.record(name)?.head_seq >= head {
+            let reached = self.record(name)?.head_seq;
+            if parts.is_empty() || reached >= head || reached == record.head_seq {
                 let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
                 read.insert(name.clone());
                 return Ok(all);
             }
+        }
+    }
+
+    /// The same for a group that may not be known, or may not be readable any more.
+    async fn read_to_the_end(&self, name: &GroupName) -> Result<(), Failure> {
+        let known = self.step(|step, _| Ok(records::group(step, name)?))?;
+        if known.is_none() {
+            return Ok(());
+        }
+        match self.read_up(name).await {
+            Err(failure @ Failure::Unanswered { .. }) => Err(failure),
+            _ => Ok(()),
         }
     }
 
@@ -369,6 +420,8 @@ impl Member {
         let joined = if known {
             None
         } else {
+            // Another membership may have ended before this one began: what was said in it is read first, as long as its keys are here.
+            self.read_to_the_end(&name).await?;
             let tree = self.tree(&name, welcome.epoch_seq).await?;
             let joined = self.step(|step, context| {
                 match step.attempt(|| join::welcome(step, context, welcome, tree)) {

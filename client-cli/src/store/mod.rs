@@ -14,7 +14,7 @@ pub mod seal;
 use std::{path::Path, time::Duration};
 
 use openmls_rust_crypto::RustCrypto;
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, backup::Backup};
 use serde::{Serialize, de::DeserializeOwned};
 
 use seal::Sealer;
@@ -86,6 +86,20 @@ impl Store {
     /// SQLite, or no randomness.
     pub fn in_memory() -> Result<Self, StoreError> {
         Self::over(Connection::open_in_memory()?, Sealer::random()?)
+    }
+
+    /// A copy as it is now, in memory: what a backup of the profile would hold.
+    ///
+    /// # Errors
+    /// SQLite.
+    pub fn copy(&self) -> Result<Self, StoreError> {
+        let mut connection = Connection::open_in_memory()?;
+        Backup::new(&self.connection, &mut connection)?.run_to_completion(
+            i32::MAX,
+            Duration::ZERO,
+            None,
+        )?;
+        Self::over(connection, self.sealer.clone())
     }
 
     fn over(connection: Connection, sealer: Sealer) -> Result<Self, StoreError> {

@@ -20,6 +20,7 @@ const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 
 /// Seals and opens values with the profile's key.
+#[derive(Clone)]
 pub struct Sealer(XChaCha20Poly1305);
 
 impl std::fmt::Debug for Sealer {

@@ -106,7 +106,8 @@ impl Group {
         let confirm_by = match (commit.other_users, commit.other_devices) {
             (true, _) => ConfirmBy::OtherUser,
             (false, true) => ConfirmBy::OtherDevice,
-            (false, false) => ConfirmBy::Nobody,
+            // Whoever takes everybody else out must not settle by it what they have not confirmed.
+            (false, false) => next.committer.map_or(ConfirmBy::Nobody, |c| c.confirm_by),
         };
         next.committer = None;
         if confirm_by == ConfirmBy::Nobody {

@@ -127,7 +127,7 @@ pub async fn due<C: GenericClient + Sync>(client: &C) -> Result<Vec<(Vec<u8>, u6
         .collect())
 }
 
-/// Users other than this one with a device that was a member before the Commit at `seq` and is one after it.
+/// Users other than this one with a device that was a member before the Commit at `seq` and after it, whatever was built on it.
 pub async fn other_users(
     tx: &Transaction<'_>,
     group: &[u8],
@@ -135,7 +135,7 @@ pub async fn other_users(
     user: Uuid,
 ) -> Result<usize, Error> {
     let sql = "/* recovery::other_users */ SELECT count(DISTINCT user_id) FROM members \
-               WHERE group_id = $1 AND removed_seq IS NULL AND joined_seq < $2 AND user_id <> $3";
+               WHERE group_id = $1 AND joined_seq < $2 AND (removed_seq IS NULL OR removed_seq > $2) AND user_id <> $3";
     let row = tx.query_one(sql, &[&group, &signed(seq), &user]).await?;
     Ok(usize::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }

@@ -59,6 +59,25 @@ pub async fn current<C: GenericClient + Sync>(
         .collect())
 }
 
+/// The membership of a device in the epoch that began at `seq`, over or not: what an unsettled Commit took away still has a voice.
+pub async fn at(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    device: DeviceKey,
+    seq: u64,
+) -> Result<Option<Membership>, Error> {
+    let sql = "/* roster::at */ SELECT user_id, joined_seq, barred_seq FROM members WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 \
+               AND joined_seq <= $4 AND (removed_seq IS NULL OR removed_seq > $4) AND NOT voided ORDER BY joined_seq DESC LIMIT 1";
+    let row = tx
+        .query_opt(sql, &[&group, &device.domain, &device.device, &signed(seq)])
+        .await?;
+    Ok(row.map(|row| Membership {
+        user: row.get(0),
+        joined_seq: unsigned(row.get(1)),
+        barred_seq: row.get::<_, Option<i64>>(2).map(unsigned),
+    }))
+}
+
 /// What a device may read of a group.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
@@ -181,16 +200,18 @@ pub async fn mark_leaving(
         .await
 }
 
-/// Besides the committer and those who leave: is there another user, is there another device?
+/// Besides the committer and those who leave: is there another user, is there another device? A device that is barred confirms nothing: it waits for this
+/// very epoch to settle.
 pub async fn others(
     tx: &Transaction<'_>,
     group: &[u8],
     committer: DeviceKey,
     user: Uuid,
     leaving: &[DeviceKey],
+    settled_seq: u64,
 ) -> Result<(bool, bool), Error> {
     let sql = "/* roster::others */ WITH stay AS (SELECT m.user_id FROM members m WHERE m.group_id = $1 AND m.removed_seq IS NULL \
-               AND NOT (m.domain_id = $2 AND m.device_id = $3) AND NOT EXISTS (SELECT 1 FROM unnest($5::smallint[], $6::uuid[]) \
+               AND NOT (m.domain_id = $2 AND m.device_id = $3) AND coalesce(m.barred_seq, 0) <= $7 AND NOT EXISTS (SELECT 1 FROM unnest($5::smallint[], $6::uuid[]) \
                AS r(domain_id, device_id) WHERE r.domain_id = m.domain_id AND r.device_id = m.device_id)) \
                SELECT EXISTS (SELECT 1 FROM stay WHERE user_id <> $4), EXISTS (SELECT 1 FROM stay)";
     let (domains, ids) = columns(leaving);
@@ -204,6 +225,7 @@ pub async fn others(
                 &user,
                 &domains,
                 &ids,
+                &signed(settled_seq),
             ],
         )
         .await?;

@@ -26,11 +26,16 @@ use client_cli::{
         records::{self, GroupName, Person, Trouble},
         recovery,
     },
-    member::{Member, new_id},
+    member::Member,
 };
 use openmls::prelude::*;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::{crypto::OpenMlsCrypto, signatures::Signer as _};
+
+/// 16 random bytes.
+pub fn new_id() -> [u8; 16] {
+    *uuid::Uuid::new_v4().as_bytes()
+}
 
 /// What an insider makes of a Commit.
 #[derive(Default)]
