@@ -155,9 +155,12 @@ impl Tree {
     /// From the bytes of a ratchet_tree extension (RFC 9420 section 12.4.3.3).
     ///
     /// # Errors
-    /// Malformed.
+    /// Malformed; a last node that is blank, or no node, which would be a second form of the same tree.
     pub fn from_ratchet_tree(bytes: &[u8]) -> Read<Self> {
         let nodes = exact(bytes, bytes.len(), |r| r.list(|r| r.span(skip_node)))?;
+        if nodes.last().is_none_or(|(_, present)| present.is_none()) {
+            return Err(Malformed("a ratchet tree that ends in a blank node"));
+        }
         let leaves = u32::try_from(nodes.len().div_ceil(2)).map_err(|_| Malformed("tree size"))?;
         let mut tree = Self::blank(leaves.max(1).next_power_of_two())?;
         for (index, (bytes, present)) in nodes.into_iter().enumerate() {
@@ -227,6 +230,14 @@ mod tests {
             rebuilt.set(index, node.as_deref()).unwrap();
         }
         assert_eq!(rebuilt, new);
+    }
+
+    #[test]
+    fn a_ratchet_tree_that_ends_blank_is_refused() {
+        let leafless = [[0].as_slice(), &[1, 0], &[3, 0, 0, 0]];
+        for bytes in leafless {
+            assert!(Tree::from_ratchet_tree(bytes).is_err(), "{bytes:?}");
+        }
     }
 
     #[test]
