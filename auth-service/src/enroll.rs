@@ -145,10 +145,10 @@ async fn in_tx(
     if let Some((hash, device)) = &invitation.used {
         return repeat(tx, node, prepared, hash, *device).await;
     }
-    let leeway = i64::from(node.config.clock_leeway_seconds);
+    let leeway = u64::from(node.config.clock_leeway_seconds);
     let now = invitation.now.unix_timestamp();
     let mut times = prepared.proof_times.iter();
-    if invitation.expires_at < invitation.now || times.any(|time| (now - time).abs() > leeway) {
+    if invitation.expires_at < invitation.now || times.any(|time| now.abs_diff(*time) > leeway) {
         return Err(proof_invalid());
     }
     new_device(tx, node, prepared, &invitation).await

@@ -46,7 +46,7 @@ pub async fn by_user(
     let content = signed::revoke((&node.config.domain, device.as_bytes()), request.expires_at);
     let client = node.db.client().await?;
     let (now, _) = store::clock(&**client).await?;
-    let left = request.expires_at - now.unix_timestamp();
+    let left = request.expires_at.saturating_sub(now.unix_timestamp());
     let leeway = i64::from(node.config.clock_leeway_seconds);
     let key = &caller.device.public_key;
     if !(-leeway..=REQUEST_SECONDS + leeway).contains(&left)

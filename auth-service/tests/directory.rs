@@ -82,15 +82,18 @@ async fn people_are_found_by_the_beginnings_of_their_words() {
     for (query, expected) in cases {
         assert_eq!(search(&world, &by, query).await, expected, "{query:?}");
     }
-    let short = SearchDirectoryRequest {
-        query: "a".into(),
-        ..SearchDirectoryRequest::default()
-    };
-    let short = world
-        .client()
-        .search_directory(by.by(&world, short).await)
-        .await;
-    assert_eq!(reason(&short.unwrap_err()), Reason::Malformed);
+    // Too short; and a zero octet, which no text of the database can hold.
+    for query in ["a", "alice\0"] {
+        let request = SearchDirectoryRequest {
+            query: query.into(),
+            ..SearchDirectoryRequest::default()
+        };
+        let refused = world
+            .client()
+            .search_directory(by.by(&world, request).await)
+            .await;
+        assert_eq!(reason(&refused.unwrap_err()), Reason::Malformed);
+    }
 }
 
 #[tokio::test]
@@ -171,6 +174,8 @@ async fn a_revoked_device_is_refused_at_once_and_shown_for_ever() {
         phone.revocation(&phone.device, now() + 60),
         laptop.revocation(&phone.device, now() - 600),
         laptop.revocation(&phone.device, now() + 3_600),
+        laptop.revocation(&phone.device, i64::MIN),
+        laptop.revocation(&phone.device, i64::MAX),
     ] {
         let refused = revoke(&world, &laptop, request).await.unwrap_err();
         assert_eq!(reason(&refused), Reason::ProofInvalid);

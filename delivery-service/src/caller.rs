@@ -88,7 +88,8 @@ impl Gate {
     pub async fn time_left(&self, caller: &Caller, db: &Db) -> Result<Duration, Error> {
         let client = db.client().await?;
         let now = store::groups::now(&**client).await.map_err(DbError::from)?;
-        let left = (caller.expires_at + self.leeway) * 1_000_000 - now;
+        let end = caller.expires_at.saturating_add(self.leeway);
+        let left = end.saturating_mul(1_000_000).saturating_sub(now);
         Ok(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
     }
 

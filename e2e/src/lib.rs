@@ -9,6 +9,7 @@
 //! | [`story`] | the demo, act by act |
 //! | [`model`] | small worlds, explored completely: no process, the real decisions |
 //! | [`journals`] | what the devices' own journals say: lost, duplicated, reordered |
+//! | [`requests`] | requests that nobody meant, at running services |
 //! | [`search`] | a text in a folder, in every form that a server might have written it |
 //! | [`summary`] | what was counted, and which promises it breaks |
 
@@ -16,6 +17,7 @@ pub mod device;
 pub mod journals;
 pub mod model;
 pub mod programs;
+pub mod requests;
 pub mod search;
 pub mod server;
 pub mod sim;

@@ -234,7 +234,7 @@ pub fn verify_access(
     if claims.aud != audience || claims.iat > now + leeway_seconds {
         return Err(TokenError::Invalid);
     }
-    if claims.exp + leeway_seconds < now {
+    if claims.exp.saturating_add(leeway_seconds) < now {
         return Err(TokenError::Expired);
     }
     Ok(claims)

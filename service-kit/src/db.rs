@@ -58,6 +58,9 @@ pub enum DbError {
     /// The work must be repeated from its beginning.
     #[error("the transaction must be repeated")]
     Conflict,
+    /// A text of the request holds a zero octet, which protobuf allows and PostgreSQL does not; nothing happened.
+    #[error("a text that the database cannot hold")]
+    Text,
     /// Anything else.
     #[error("database error")]
     Internal(#[source] tokio_postgres::Error),
@@ -90,6 +93,8 @@ impl From<tokio_postgres::Error> for DbError {
             || code.code().starts_with("08")
         {
             Self::Unavailable
+        } else if *code == SqlState::CHARACTER_NOT_IN_REPERTOIRE {
+            Self::Text
         } else {
             Self::Internal(error)
         }

@@ -23,6 +23,7 @@ pub fn of_db(error: &DbError) -> Status {
             "the outcome is unknown; repeat with the same id",
             [],
         ),
+        DbError::Text => status::malformed("request", "a text with a zero octet"),
         DbError::Internal(cause) => {
             tracing::error!(cause = ?cause, "database error");
             Status::internal("internal error")
