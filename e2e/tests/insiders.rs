@@ -167,11 +167,12 @@ async fn a_garbage_commit_is_taken_back_while_others_are_online() {
     story.all_sync().await;
     assert!(started.elapsed() < Duration::from_secs(10));
     let void = story.void(0).expect("a VOID entry");
-    let note = void.note.unwrap();
+    let note = void.note.as_ref().unwrap();
     let offender = story.insider.member.identity().person.device_uri();
     assert!(note.contains(&offender), "{note}");
     let after = story.honest[0].record(&story.name).unwrap();
-    assert_eq!(after.epoch_seq, before.epoch_seq, "nobody lost a state");
+    // The epoch before, or the one that whoever reported first has begun since.
+    assert!(after.epoch_seq == before.epoch_seq || after.epoch_seq > void.seq);
     let bad = journal(&story.honest[0], &story.name);
     let bad = bad.iter().find(|entry| entry.seq == result.seq).unwrap();
     assert!(bad.skipped.is_some());
@@ -426,11 +427,13 @@ async fn liars_alone_at_night_cost_a_return_and_are_named() {
         GroupState::NeedsRejoin(_)
     ));
     // The others wake up: they merged it and come back, and with what they say the author is let in again.
-    slander.story.all_sync().await;
-    slander.story.say(0, "good morning").await;
-    slander.story.all_sync().await;
-    slander.story.say(1, "good morning").await;
-    let author = &slander.story.insider.member;
+    // Two who come back at once take an epoch from each other; after three rounds each has confirmed the other's.
+    for _ in 0..3 {
+        slander.story.all_sync().await;
+        slander.story.say(0, "good morning").await;
+        slander.story.all_sync().await;
+        slander.story.say(1, "good morning").await;
+    }
     author.sync(None).await.unwrap();
     assert_eq!(state(author, &slander.story.name), GroupState::Active);
     let message = (new_id(), b"I am back".to_vec());
