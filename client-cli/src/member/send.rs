@@ -145,6 +145,10 @@ impl Member {
             let outgoing =
                 self.step(|step, _| records::outgoing(step, name, &id)?.ok_or(CoreError::Unknown))?;
             if let Some(accepted) = outgoing.accepted.clone() {
+                let accepted = Accepted {
+                    replayed: true,
+                    ..accepted
+                };
                 return self.delivered(name, id, outgoing, accepted, unknown_outcomes);
             }
             let request = SendMessageRequest::decode(outgoing.request.as_slice())
