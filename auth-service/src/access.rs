@@ -115,14 +115,8 @@ async fn delete_devices(tx: &Transaction<'_>, node: &Node, user: Uuid) -> Result
 
 /// Says the end of certificates in the feed, from time to time, until shutdown. Any number of nodes may.
 pub async fn run_expiry(node: Node, shutdown: Shutdown) {
-    let stop = shutdown.soft();
-    let mut tick = tokio::time::interval(Duration::from_secs(node.config.expiry_look_seconds));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut ticker = shutdown.ticker(Duration::from_secs(node.config.expiry_look_seconds));
+    while ticker.next().await {
         while match expire(&node).await {
             Ok(expired) => expired == BATCH,
             Err(error) => {

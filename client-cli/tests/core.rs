@@ -5,9 +5,7 @@ mod support;
 
 use chancery_proto::{
     commit_info::{CommitInfo, MessageData},
-    delivery::v1::{EntryKind, Welcome as Frame},
-    key_package::KeyPackage as KeyPackageBytes,
-    welcome::Welcome as WelcomeBytes,
+    delivery::v1::EntryKind,
 };
 use client_cli::core::{
     CoreError,
@@ -282,45 +280,15 @@ fn a_failed_welcome_does_not_use_up_the_key_package() {
     let authority = Authority::new();
     let (mut a, _, mut log) = pair(&authority);
     let mut c = authority.member();
-    let package = c.key_package();
-    let reference = KeyPackageBytes::parse(&package, 100_000)
-        .unwrap()
-        .reference()
-        .unwrap();
-    let name = log.name.clone();
-    let tree = |member: &mut Member| {
-        member
-            .step(|step, _| Ok(group::load(step, &name)?.export_ratchet_tree()))
-            .unwrap()
-    };
-    let old_tree = tree(&mut a);
-    let intent = Intent {
-        key_packages: vec![package],
-        ..Intent::default()
-    };
-    stage(&mut a, &log.name, &intent);
-    let welcome = log.take_commit(&mut a).unwrap();
-    a.read(&log);
-    let last = log.entries.last().unwrap().entry.clone();
-    let frame = Frame {
-        group: Some(log.name.to_ref()),
-        seq: last.seq,
-        epoch_seq: last.seq,
-        welcome: WelcomeBytes::parse(&welcome, 100_000)
-            .unwrap()
-            .cut(&reference)
-            .unwrap()
-            .into(),
-        chain: last.chain,
-        ..Frame::default()
-    };
+    let old_tree = a.tree(&log.name);
+    let frame = log.invite(&mut a, c.key_package());
     let wrong = c.step(|step, context| {
-        step.attempt(|| join::welcome(step, context, &frame, old_tree.into()))
+        step.attempt(|| join::welcome(step, context, &frame, old_tree))
             .map(|_| ())
     });
     assert!(matches!(wrong, Err(CoreError::Mls(_))), "{wrong:?}");
-    let right = tree(&mut a);
-    c.step(|step, context| join::welcome(step, context, &frame, right.into()))
+    let right = a.tree(&log.name);
+    c.step(|step, context| join::welcome(step, context, &frame, right))
         .unwrap();
     assert_eq!(a.authenticator(&log.name), c.authenticator(&log.name));
 }

@@ -13,7 +13,7 @@ use service_kit::db::{Transaction, TxError};
 use crate::{
     caller::Caller,
     error::Error,
-    group::{Group, Head, Stage},
+    group::{Group, Head},
     node::Node,
     prepare::{PreparedGroup, Replaces},
     read, store,
@@ -92,20 +92,7 @@ async fn create_in(
     if let Some(old) = &group.replaces {
         close_replaced(tx, caller, old, replaced).await?;
     }
-    let head = Head {
-        stage: Stage::Open,
-        seq: 0,
-        epoch: group.epoch,
-        epoch_seq: 0,
-        floor_seq: 0,
-        settled_seq: 0,
-        pending_removals: 0,
-        committer: None,
-        past_epochs: group.past_epochs,
-        external_join: group.external_join,
-        chain: chain::start(),
-        last_at: 0,
-    };
+    let head = Head::created(group.epoch, group.past_epochs, group.external_join);
     store::groups::insert_head(tx, &group.group, &head).await?;
     let epoch = store::groups::Epoch {
         epoch: group.epoch,

@@ -14,6 +14,7 @@ mod commit;
 mod send;
 pub mod settle;
 
+use chancery_proto::chain;
 use uuid::Uuid;
 
 /// A device by the number of its vouching domain and its id.
@@ -98,6 +99,26 @@ pub struct Head {
     pub chain: [u8; 32],
     /// Time of the last entry, Unix microseconds.
     pub last_at: i64,
+}
+
+impl Head {
+    /// The head of a group that was created just now, in an MLS epoch of its creator's choice.
+    pub fn created(epoch: u64, past_epochs: u64, external_join: ExternalJoin) -> Self {
+        Self {
+            stage: Stage::Open,
+            seq: 0,
+            epoch,
+            epoch_seq: 0,
+            floor_seq: 0,
+            settled_seq: 0,
+            pending_removals: 0,
+            committer: None,
+            past_epochs,
+            external_join,
+            chain: chain::start(),
+            last_at: 0,
+        }
+    }
 }
 
 /// An open interval of membership.

@@ -243,14 +243,8 @@ async fn write_head(
 
 /// Looks at reported failures when they are due, until shutdown. Any number of nodes may: the group's lock decides.
 pub async fn run_voids(node: Node, shutdown: Shutdown) {
-    let stop = shutdown.soft();
-    let mut tick = tokio::time::interval(LOOK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut ticker = shutdown.ticker(LOOK);
+    while ticker.next().await {
         if let Err(error) = void_due(&node).await {
             tracing::warn!(%error, "cannot look at reported failures");
         }

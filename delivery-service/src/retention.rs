@@ -14,14 +14,8 @@ const BATCH: i64 = 500;
 
 /// Prunes from time to time, until shutdown. Any number of nodes may.
 pub async fn run(node: Node, shutdown: Shutdown) {
-    let stop = shutdown.soft();
-    let mut tick = tokio::time::interval(Duration::from_secs(node.config.retention_look_seconds));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut ticker = shutdown.ticker(Duration::from_secs(node.config.retention_look_seconds));
+    while ticker.next().await {
         match prune(&node).await {
             Ok(0) => {}
             Ok(pruned) => tracing::info!(pruned, "entries past retention"),

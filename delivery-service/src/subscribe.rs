@@ -373,14 +373,8 @@ struct View {
 
 /// Follows the heads of everything that this node's streams watch: once per node, not per stream.
 pub async fn poll_heads(node: Node, shutdown: Shutdown) {
-    let stop = shutdown.soft();
-    let mut tick = tokio::time::interval(Duration::from_millis(node.config.head_poll_millis));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut ticker = shutdown.ticker(Duration::from_millis(node.config.head_poll_millis));
+    while ticker.next().await {
         if let Err(error) = poll_once(&node).await {
             tracing::warn!(%error, "cannot poll the heads");
         }

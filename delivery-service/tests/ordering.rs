@@ -90,20 +90,7 @@ impl Model {
             intervals: vec![(0, 0, None)],
             revoked: Vec::new(),
             last_removal: 0,
-            head: Head {
-                stage: Stage::Open,
-                seq: 0,
-                epoch: 0,
-                epoch_seq: 0,
-                floor_seq: 0,
-                settled_seq: 0,
-                pending_removals: 0,
-                committer: None,
-                past_epochs: 1,
-                external_join: ExternalJoin::Resync,
-                chain: [0; 32],
-                last_at: 0,
-            },
+            head: Head::created(0, 1, ExternalJoin::Resync),
         }
     }
 

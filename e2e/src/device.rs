@@ -1,13 +1,17 @@
 //! A device: a profile, and the commands that it runs, each a process.
 
-use std::{path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command, time::Duration};
 
+use client_cli::{member::Member, profile::Profile};
 use serde_json::Value;
 
 use crate::{
     programs::{Programs, Said, arg, run, text},
     server::Server,
 };
+
+/// How long a call of a device of this process may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One person's device.
 #[derive(Debug, Clone)]
@@ -53,6 +57,32 @@ impl Device {
         let answer = run(&mut command)?.ok(&format!("{name}: enroll"))?;
         device.uri = text(&answer, "device")?.to_owned();
         Ok(device)
+    }
+
+    /// Creates a group with these devices; what the command answers, and the group's name.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn create_group<'a>(
+        &self,
+        with: impl IntoIterator<Item = &'a Self>,
+    ) -> anyhow::Result<(Value, String)> {
+        let mut words = vec!["group", "create"];
+        for device in with {
+            words.extend(["--device", &device.uri]);
+        }
+        let created = self.run(&words)?;
+        let name = text(&created, "group")?.to_owned();
+        Ok((created, name))
+    }
+
+    /// This device in this process, with whatever patience a busy machine needs.
+    ///
+    /// # Errors
+    /// The profile cannot be read, or its store is held by somebody else.
+    pub async fn member(&self) -> anyhow::Result<Member> {
+        let profile = Profile::read(&self.profile)?;
+        Ok(Member::open(&self.profile, profile, PATIENCE).await?)
     }
 
     /// The same device with another copy of its profile.

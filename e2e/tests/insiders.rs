@@ -171,8 +171,14 @@ async fn a_garbage_commit_is_taken_back_while_others_are_online() {
     let offender = story.insider.member.identity().person.device_uri();
     assert!(note.contains(&offender), "{note}");
     let after = story.honest[0].record(&story.name).unwrap();
-    // The epoch before, or the one that whoever reported first has begun since.
+    // The epoch before, or the one that whoever reported first has begun since; in either case with the state that it had.
     assert!(after.epoch_seq == before.epoch_seq || after.epoch_seq > void.seq);
+    assert_eq!(after.state, GroupState::Active);
+    assert_eq!(
+        (after.joined_seq, after.rejoined_seq),
+        (before.joined_seq, before.rejoined_seq),
+        "nobody lost a state"
+    );
     let bad = journal(&story.honest[0], &story.name);
     let bad = bad.iter().find(|entry| entry.seq == result.seq).unwrap();
     assert!(bad.skipped.is_some());

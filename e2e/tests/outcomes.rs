@@ -139,6 +139,20 @@ fn an_accepted_request_whose_answer_is_lost_counts_once() {
     }
 }
 
+#[test]
+fn a_message_that_was_answered_is_answered_again_as_a_repeat() {
+    let fixture = Fixture::start();
+    let (devices, group) = fixture.group(&["a", "b"]);
+    let (a, b) = (&devices[0], &devices[1]);
+    let id = Uuid::new_v4().to_string();
+    let words = ["send", "--group", &group, "--message-id", &id, "once"];
+    let (first, again) = (a.run(&words).unwrap(), a.run(&words).unwrap());
+    assert_eq!(first["replayed"], false, "{first}");
+    assert_eq!(again["replayed"], true, "{again}");
+    assert_eq!(first["seq"], again["seq"]);
+    assert_eq!(texts(b, &group), ["once"]);
+}
+
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     let mut command = Command::new("cp");
     command.arg("-a").arg(from).arg(to);

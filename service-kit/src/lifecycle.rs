@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Interval, MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long a drain may take before what is left is cut off.
@@ -29,6 +32,20 @@ impl Shutdown {
     /// Cancelled when the drain is over.
     pub fn hard(&self) -> CancellationToken {
         self.hard.clone()
+    }
+
+    /// Comes around at once, and then every `period` until the drain begins.
+    ///
+    /// # Panics
+    /// `period` is zero.
+    pub fn ticker(&self, period: Duration) -> Ticker {
+        let mut every = interval(period);
+        // After a long turn the next one waits its whole time: a background job must not hurry.
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ticker {
+            every,
+            stop: self.soft(),
+        }
     }
 
     /// Begins the drain.
@@ -64,5 +81,22 @@ impl Shutdown {
             self.abort();
         });
         Ok(())
+    }
+}
+
+/// The beat of a background job; see [`Shutdown::ticker`].
+#[derive(Debug)]
+pub struct Ticker {
+    every: Interval,
+    stop: CancellationToken,
+}
+
+impl Ticker {
+    /// Waits for the next turn; false when there is none any more.
+    pub async fn next(&mut self) -> bool {
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            _ = self.every.tick() => true,
+        }
     }
 }

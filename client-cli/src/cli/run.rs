@@ -236,7 +236,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
         }
         Group::Show { group } => {
             return member.step(|step, _| {
-                let record = records::group(step, &group)?.ok_or(CoreError::Unknown)?;
+                let record = records::known(step, &group)?;
                 let mls_group = match group::load(step, &group) {
                     Ok(mls_group) => Some(mls_group),
                     Err(CoreError::Unknown) => None,

@@ -51,7 +51,7 @@ pub fn page(
     name: &GroupName,
     received: &[Received],
 ) -> Result<Page, CoreError> {
-    let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+    let mut record = records::known(step, name)?;
     let mut page = Page::default();
     let mut open = Open::default();
     for one in received {
@@ -100,7 +100,7 @@ pub fn page(
 /// # Errors
 /// A hole before them, or the store.
 pub fn pruned(step: &Step<'_>, name: &GroupName, gap: &Pruned) -> Result<(), CoreError> {
-    let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+    let mut record = records::known(step, name)?;
     if gap.to_seq <= record.head_seq {
         return Ok(());
     }

@@ -34,7 +34,7 @@ pub struct Plan {
 /// # Errors
 /// Unknown, not active, or one that holds a leaf that is not trusted.
 pub fn active(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreError> {
-    let record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+    let record = records::known(step, name)?;
     if record.state != GroupState::Active {
         return Err(CoreError::State(record.state.name().to_owned()));
     }

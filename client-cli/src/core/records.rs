@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use chancery_proto::{commit_info::Member, common::v1::GroupRef};
 use serde::{Deserialize, Serialize};
 
+use super::CoreError;
 use crate::store::{Step, StoreError};
 
 /// Which group: `<domain>/<lower hex>`.
@@ -425,6 +426,28 @@ fn key(group: &GroupName, rest: &[u8]) -> Vec<u8> {
 /// The store.
 pub fn group(step: &Step<'_>, name: &GroupName) -> Done<Option<GroupRecord>> {
     step.get(GROUPS, name.to_string().as_bytes())
+}
+
+/// The record of a group that this device knows.
+///
+/// # Errors
+/// [`CoreError::Unknown`], or the store.
+pub fn known(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreError> {
+    group(step, name)?.ok_or(CoreError::Unknown)
+}
+
+/// Changes the record of a group that this device knows.
+///
+/// # Errors
+/// [`CoreError::Unknown`], or the store.
+pub fn change(
+    step: &Step<'_>,
+    name: &GroupName,
+    change: impl FnOnce(&mut GroupRecord),
+) -> Result<(), CoreError> {
+    let mut record = known(step, name)?;
+    change(&mut record);
+    Ok(put_group(step, &record)?)
 }
 
 /// Writes a group's record.

@@ -5,7 +5,7 @@ use chancery_proto::{
     delivery::v1::{EntryKind, FailureReason, FailureReport, VoidPayload},
     signed,
 };
-use openmls::prelude::MlsGroup;
+use openmls::prelude::{Member, MlsGroup};
 use openmls_traits::signatures::Signer as _;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -45,6 +45,15 @@ pub fn failed(record: &mut GroupRecord, seq: u64, payload: &[u8], error: &CoreEr
     });
 }
 
+/// All members with the keys of their leaves.
+fn leaves(mls_group: &MlsGroup) -> Result<Vec<(Person, Vec<u8>)>, CoreError> {
+    let leaf = |member: Member| {
+        let person = person_of(&member.credential, &member.signature_key)?;
+        Ok((person, member.signature_key))
+    };
+    mls_group.members().map(leaf).collect()
+}
+
 /// The members of these devices with the keys of their leaves, before a Commit removes them.
 ///
 /// # Errors
@@ -53,13 +62,8 @@ pub fn leaves_of(
     mls_group: &MlsGroup,
     people: &[Person],
 ) -> Result<Vec<(Person, Vec<u8>)>, CoreError> {
-    let mut leaves = Vec::new();
-    for member in mls_group.members() {
-        let person = person_of(&member.credential, &member.signature_key)?;
-        if people.contains(&person) {
-            leaves.push((person, member.signature_key));
-        }
-    }
+    let mut leaves = leaves(mls_group)?;
+    leaves.retain(|(person, _)| people.contains(person));
     Ok(leaves)
 }
 
@@ -224,12 +228,7 @@ fn holds_up(
 ) -> Result<(), String> {
     let mls_group = group::load(step, &record.name).map_err(|error| error.to_string())?;
     let later = || record.merged.iter().filter(|m| m.seq > merged.seq);
-    let mut leaves = Vec::new();
-    for member in mls_group.members() {
-        let person = person_of(&member.credential, &member.signature_key)
-            .map_err(|error| error.to_string())?;
-        leaves.push((person, member.signature_key));
-    }
+    let mut leaves = leaves(&mls_group).map_err(|error| error.to_string())?;
     leaves.extend(later().flat_map(|m| m.removed.iter().cloned()));
     let committer = merged.committer.as_ref();
     let counts = |(person, _): &(Person, Vec<u8>)| {

@@ -10,7 +10,7 @@ use openmls::prelude::CredentialType;
 use super::{Member, directory::Name};
 use crate::{
     core::{
-        CoreError, group,
+        group,
         records::{self, ClaimRecord, GroupName, Person},
     },
     failure::Failure,
@@ -34,7 +34,7 @@ impl Member {
     ) -> Result<Claimed, Failure> {
         let (claim_id, suite) = self.step(|step, _| {
             let suite = group::load(step, name)?.ciphersuite();
-            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let mut record = records::known(step, name)?;
             let claim = match record.claim.take().filter(|c| c.devices == devices) {
                 Some(claim) => claim,
                 None => ClaimRecord {

@@ -100,7 +100,7 @@ impl Member {
         // A log that cannot be followed is replaced all the same.
         self.read_up(name).await?;
         let (suite, others, head_seq) = self.step(|step, context| {
-            let record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let record = records::known(step, name)?;
             let mls_group = group::load(step, name)?;
             let own = &context.identity.person;
             let others = group::roster(&mls_group)?

@@ -38,6 +38,16 @@ pub(super) fn ails(record: &GroupRecord) -> bool {
     }
 }
 
+/// What nobody waits for may fail: whether it was done, or was refused by the server or by openmls and comes up again by itself.
+fn unless_refused<T>(done: Result<T, Failure>) -> Result<bool, Failure> {
+    match done {
+        Ok(_) => Ok(true),
+        Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(false),
+        Err(Failure::Core(error)) if !matches!(error, CoreError::Store(_)) => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
 impl Member {
     /// Mends what can be mended of a group; what was read on the way. With `patience`, waits for the others' judgement on a Commit that this device
     /// cannot merge; without, it is to be called again.
@@ -101,11 +111,11 @@ impl Member {
                 }
                 let at = self.now();
                 self.step(|step, _| {
-                    let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
-                    if let Some(open) = &mut record.trouble {
-                        open.reported_at = Some(at);
-                    }
-                    Ok(records::put_group(step, &record)?)
+                    records::change(step, name, |record| {
+                        if let Some(open) = &mut record.trouble {
+                            open.reported_at = Some(at);
+                        }
+                    })
                 })?;
                 at
             }
@@ -147,12 +157,7 @@ impl Member {
 
     /// Comes back by an external Commit; false where that is not possible now.
     pub(super) async fn come_back(&self, name: &GroupName) -> Result<bool, Failure> {
-        match self.rejoin(name).await {
-            Ok(_) => Ok(true),
-            Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(false),
-            Err(Failure::Core(error)) if !matches!(error, CoreError::Store(_)) => Ok(false),
-            Err(failure) => Err(failure),
-        }
+        unless_refused(self.rejoin(name).await)
     }
 
     /// Puts this device's own GroupInfo and tree in the place of false ones.
@@ -177,28 +182,22 @@ impl Member {
             .await;
         match answer {
             // Another epoch began: its own GroupInfo is judged by itself.
-            Ok(_) | Err(Failure::Refused(_)) => self.step(|step, _| {
-                let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
-                record.repair = false;
-                Ok(records::put_group(step, &record)?)
-            }),
+            Ok(_) | Err(Failure::Refused(_)) => {
+                self.step(|step, _| records::change(step, name, |record| record.repair = false))
+            }
             Err(failure) => Err(failure),
         }
     }
 
     /// Begins a new epoch after a void; whoever was first has done it for all.
     async fn refresh(&self, name: &GroupName) -> Result<(), Failure> {
-        match Box::pin(self.update(name)).await {
-            Ok(_) | Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(()),
-            Err(Failure::Core(error)) if !matches!(error, CoreError::Store(_)) => Ok(()),
-            Err(failure) => Err(failure),
-        }
+        unless_refused(Box::pin(self.update(name)).await).map(|_| ())
     }
 
     /// Sends what was taken back, under new ids.
     async fn say_again(&self, name: &GroupName) -> Result<(), Failure> {
         let ids = self.step(|step, _| {
-            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let mut record = records::known(step, name)?;
             let texts = std::mem::take(&mut record.resend);
             let mut ids = Vec::with_capacity(texts.len());
             for text in texts {
@@ -232,11 +231,7 @@ impl Member {
         match &requested.what {
             Some(What::Remove(_)) => {
                 self.read_up(&name).await?;
-                match self.remove_revoked(&name).await {
-                    Ok(_) | Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(()),
-                    Err(Failure::Core(error)) if !matches!(error, CoreError::Store(_)) => Ok(()),
-                    Err(failure) => Err(failure),
-                }
+                unless_refused(self.remove_revoked(&name).await).map(|_| ())
             }
             Some(What::Report(item)) if item.epoch_seq == record.epoch_seq => {
                 let hash = self.step(|step, _| recovery::state_hash(step, &name))?;
@@ -268,7 +263,7 @@ impl Member {
     pub(super) async fn note_removals(&self, name: &GroupName) -> Result<bool, Failure> {
         let removals = self.pending_removals(name).await?;
         self.step(|step, context| {
-            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let mut record = records::known(step, name)?;
             let mls_group = group::load(step, name)?;
             for removal in &removals {
                 if removal.leaving {

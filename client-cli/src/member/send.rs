@@ -46,7 +46,7 @@ impl Member {
         messages: &[([u8; 16], Vec<u8>)],
     ) -> Result<Vec<Sent>, Failure> {
         self.step(|step, _| {
-            let record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
+            let record = records::known(step, name)?;
             if !matches!(
                 record.state,
                 GroupState::Active | GroupState::NeedsRejoin(_)

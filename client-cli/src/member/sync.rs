@@ -162,7 +162,7 @@ impl Member {
     /// # Errors
     /// Not known here, or the store.
     pub fn record(&self, name: &GroupName) -> Result<GroupRecord, Failure> {
-        self.step(|step, _| records::group(step, name)?.ok_or(CoreError::Unknown))
+        self.step(|step, _| records::known(step, name))
     }
 
     /// Reads a group's log up to its head.
@@ -244,11 +244,11 @@ impl Member {
     /// What lies before cannot be read any more: only an external Commit helps.
     pub(super) fn too_old(&self, name: &GroupName) -> Result<(), Failure> {
         self.step(|step, _| {
-            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
-            record.state =
-                GroupState::NeedsRejoin("the log that it missed is past retention".into());
-            record.skip_to_head = true;
-            Ok(records::put_group(step, &record)?)
+            records::change(step, name, |record| {
+                record.state =
+                    GroupState::NeedsRejoin("the log that it missed is past retention".into());
+                record.skip_to_head = true;
+            })
         })
     }
 
@@ -288,9 +288,9 @@ impl Member {
     /// The store.
     pub fn stop(&self, name: &GroupName) -> Result<(), Failure> {
         self.step(|step, _| {
-            let mut record = records::group(step, name)?.ok_or(CoreError::Unknown)?;
-            record.state = GroupState::HistoryChanged;
-            Ok(records::put_group(step, &record)?)
+            records::change(step, name, |record| {
+                record.state = GroupState::HistoryChanged
+            })
         })
     }
 

@@ -174,6 +174,11 @@ impl Member {
         .unwrap()
     }
 
+    pub fn tree(&mut self, name: &GroupName) -> RatchetTreeIn {
+        self.step(|step, _| Ok(group::load(step, name)?.export_ratchet_tree().into()))
+            .unwrap()
+    }
+
     pub fn record(&mut self, name: &GroupName) -> GroupRecord {
         self.step(|step, _| Ok(records::group(step, name)?.unwrap()))
             .unwrap()
@@ -262,7 +267,15 @@ impl Log {
 
     /// Adds a member in one Commit; everybody reads it.
     pub fn add(&mut self, by: &mut Member, joiner: &mut Member) {
-        let package = joiner.key_package();
+        let frame = self.invite(by, joiner.key_package());
+        let tree = by.tree(&self.name);
+        joiner
+            .step(|step, context| join::welcome(step, context, &frame, tree))
+            .unwrap();
+    }
+
+    /// Commits a new member; its Welcome.
+    pub fn invite(&mut self, by: &mut Member, package: Vec<u8>) -> Frame {
         let reference = KeyPackageBytes::parse(&package, 100_000)
             .unwrap()
             .reference()
@@ -275,7 +288,7 @@ impl Log {
         let welcome = self.take_commit(by).unwrap();
         by.read(self);
         let last = &self.entries.last().unwrap().entry;
-        let frame = Frame {
+        Frame {
             group: Some(self.name.to_ref()),
             seq: last.seq,
             epoch_seq: last.seq,
@@ -286,14 +299,7 @@ impl Log {
                 .into(),
             chain: last.chain.clone(),
             ..Frame::default()
-        };
-        let name = self.name.clone();
-        let tree = by
-            .step(|step, _| Ok(group::load(step, &name)?.export_ratchet_tree()))
-            .unwrap();
-        joiner
-            .step(|step, context| join::welcome(step, context, &frame, tree.into()))
-            .unwrap();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use tokio_postgres::{Error, GenericClient, Transaction};
 use uuid::Uuid;
 
-use super::{columns, signed, unsigned};
+use super::{columns, device_key, signed, unsigned};
 use crate::group::DeviceKey;
 
 /// One known device.
@@ -58,10 +58,7 @@ async fn select<C: GenericClient + Sync>(
     Ok(rows
         .iter()
         .map(|row| Device {
-            key: DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            },
+            key: device_key(row),
             user: row.get(2),
             revoked: row.get(3),
         })

@@ -11,12 +11,22 @@ pub mod roster;
 pub mod tree;
 pub mod welcomes;
 
-use crate::group::DeviceKey;
+use tokio_postgres::Row;
 use uuid::Uuid;
+
+use crate::group::DeviceKey;
 
 /// The two columns that name a device, as arrays for `unnest`.
 fn columns(devices: &[DeviceKey]) -> (Vec<i16>, Vec<Uuid>) {
     devices.iter().map(|d| (d.domain, d.device)).unzip()
+}
+
+/// The device that a row's first two columns name.
+fn device_key(row: &Row) -> DeviceKey {
+    DeviceKey {
+        domain: row.get(0),
+        device: row.get(1),
+    }
 }
 
 /// PostgreSQL has no unsigned numbers; every seq and epoch that is stored came from a signed column or was checked at the edge.

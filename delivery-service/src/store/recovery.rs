@@ -3,7 +3,7 @@
 use tokio_postgres::{Error, GenericClient, Transaction};
 use uuid::Uuid;
 
-use super::{signed, unsigned};
+use super::{device_key, signed, unsigned};
 use crate::group::DeviceKey;
 
 /// What a device says of an epoch.
@@ -167,14 +167,7 @@ pub async fn restore(
     ] {
         tx.execute(sql, &[&group, &first]).await?;
     }
-    Ok(gone
-        .iter()
-        .chain(&back)
-        .map(|row| DeviceKey {
-            domain: row.get(0),
-            device: row.get(1),
-        })
-        .collect())
+    Ok(gone.iter().chain(&back).map(device_key).collect())
 }
 
 /// Remembers what a VOID entry took back.

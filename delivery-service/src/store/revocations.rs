@@ -3,7 +3,7 @@
 use tokio_postgres::{Error, GenericClient, Transaction};
 use uuid::Uuid;
 
-use super::columns;
+use super::{columns, device_key};
 use crate::group::DeviceKey;
 
 /// Records a revocation with the Authentication Service's signed statement, and takes the device's KeyPackages away. From COMMIT on it is refused
@@ -94,10 +94,7 @@ pub async fn unmarked_members(
     Ok(rows
         .iter()
         .map(|row| Unmarked {
-            key: DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            },
+            key: device_key(row),
             evidence: row.get(2),
         })
         .collect())
@@ -123,13 +120,7 @@ pub async fn apply_marked(tx: &Transaction<'_>) -> Result<u64, Error> {
                 AND m.device_id = g.device_id AND m.removed_seq IS NULL AND m.pending <> 2 \
                 WHERE g.domain_id = r.domain_id AND g.device_id = r.device_id AND g.member) RETURNING r.domain_id, r.device_id";
     let rows = tx.query(sql, &[]).await?;
-    let keys: Vec<DeviceKey> = rows
-        .iter()
-        .map(|row| DeviceKey {
-            domain: row.get(0),
-            device: row.get(1),
-        })
-        .collect();
+    let keys: Vec<DeviceKey> = rows.iter().map(device_key).collect();
     let sql = "/* revocations::apply_marked */ DELETE FROM welcomes w USING unnest($1::smallint[], $2::uuid[]) AS d(domain_id, device_id) \
                WHERE w.domain_id = d.domain_id AND w.device_id = d.device_id";
     let (domains, ids) = columns(&keys);
@@ -175,10 +166,7 @@ pub async fn pending<C: GenericClient + Sync>(
     Ok(rows
         .iter()
         .map(|row| Pending {
-            key: DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            },
+            key: device_key(row),
             leaving: row.get::<_, i16>(2) == 1,
             evidence: row.get(3),
         })
@@ -227,12 +215,6 @@ pub async fn barrier<C: GenericClient + Sync>(
                FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2 ORDER BY domain_id, device_id LIMIT $2";
     let rows = client.query(sql, &[&group, &at_most]).await?;
     let until = rows.first().and_then(|row| row.get(2));
-    let devices = rows
-        .iter()
-        .map(|row| DeviceKey {
-            domain: row.get(0),
-            device: row.get(1),
-        })
-        .collect();
+    let devices = rows.iter().map(device_key).collect();
     Ok((devices, until))
 }

@@ -3,7 +3,7 @@
 use tokio_postgres::{Error, GenericClient, Transaction};
 use uuid::Uuid;
 
-use super::{columns, signed, unsigned};
+use super::{columns, device_key, signed, unsigned};
 use crate::group::{DeviceKey, Membership};
 
 /// A closed or open interval in which a device may read.
@@ -45,10 +45,7 @@ pub async fn current<C: GenericClient + Sync>(
     Ok(rows
         .iter()
         .map(|row| {
-            let key = DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            };
+            let key = device_key(row);
             let membership = Membership {
                 user: row.get(2),
                 joined_seq: unsigned(row.get(3)),
@@ -124,10 +121,7 @@ pub async fn as_of<C: GenericClient + Sync>(
     Ok(rows
         .iter()
         .map(|row| Member {
-            key: DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            },
+            key: device_key(row),
             user: row.get(2),
             joined_seq: unsigned(row.get(3)),
             pending: row.get::<_, i16>(4) > 0,
@@ -149,10 +143,7 @@ pub async fn unmarked<C: GenericClient + Sync>(
     Ok(rows
         .iter()
         .map(|row| {
-            let key = DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            };
+            let key = device_key(row);
             (key, row.get(2))
         })
         .collect())
@@ -162,13 +153,7 @@ pub async fn unmarked<C: GenericClient + Sync>(
 pub async fn revoked(tx: &Transaction<'_>, group: &[u8]) -> Result<Vec<DeviceKey>, Error> {
     let sql = "/* roster::revoked */ SELECT domain_id, device_id FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2";
     let rows = tx.query(sql, &[&group]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| DeviceKey {
-            domain: row.get(0),
-            device: row.get(1),
-        })
-        .collect())
+    Ok(rows.iter().map(device_key).collect())
 }
 
 /// Where the leave request of a membership that is leaving already stands, with its chain value.
@@ -314,10 +299,7 @@ pub async fn pulses<C: GenericClient + Sync>(
     Ok(rows
         .iter()
         .map(|row| {
-            let key = DeviceKey {
-                domain: row.get(0),
-                device: row.get(1),
-            };
+            let key = device_key(row);
             let pulse = DevicePulse {
                 version: unsigned(row.get(2)),
                 revoked: row.get(3),

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use chancery_proto::delivery::v1::GetGroupRequest;
 use clap::Parser;
-use client_cli::{core::records::GroupName, member::Member, profile::Profile};
+use client_cli::{core::records::GroupName, member::Member};
 use e2e::{
     device::Device,
-    programs::{Programs, run, text},
+    programs::{Programs, run},
     server::Server,
 };
 
@@ -49,31 +49,11 @@ async fn revocation(folder: &Path, groups: usize) -> anyhow::Result<serde_json::
     let (online, watcher, lost) = (enroll("online")?, enroll("watcher")?, enroll("lost")?);
     let mut names = Vec::new();
     for _ in 0..groups {
-        let words = [
-            "group",
-            "create",
-            "--device",
-            &watcher.uri,
-            "--device",
-            &lost.uri,
-        ];
-        let created = online.run(&words)?;
-        names.push(
-            text(&created, "group")?
-                .parse::<GroupName>()
-                .map_err(anyhow::Error::msg)?,
-        );
+        let (_, name) = online.create_group([&watcher, &lost])?;
+        names.push(name.parse::<GroupName>().map_err(anyhow::Error::msg)?);
     }
     // The baseline: one removal by hand, a command of its own.
-    let words = [
-        "group",
-        "create",
-        "--device",
-        &watcher.uri,
-        "--device",
-        &lost.uri,
-    ];
-    let by_hand = text(&online.run(&words)?, "group")?.to_owned();
+    let (_, by_hand) = online.create_group([&watcher, &lost])?;
     let began = Instant::now();
     online.run(&[
         "group", "remove", "--group", &by_hand, "--device", &lost.uri,
@@ -84,12 +64,7 @@ async fn revocation(folder: &Path, groups: usize) -> anyhow::Result<serde_json::
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    let eye = Member::open(
-        &folder.join("watcher"),
-        Profile::read(&folder.join("watcher"))?,
-        PATIENCE,
-    )
-    .await?;
+    let eye = watcher.member().await?;
     let began = Instant::now();
     run(&mut server.operator(0, &["devices", "revoke", &lost.uri]))?.ok("devices revoke")?;
     let commanded = began.elapsed();

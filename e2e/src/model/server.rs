@@ -5,7 +5,7 @@ use client_cli::core::pending::Told;
 use delivery_service::{
     group::{
         Added, Command, Commit, CommitKind, Decision, DeviceKey, ExternalJoin, Group, Head,
-        Membership, Prior, Rejection, Removed, Send, Stage,
+        Membership, Prior, Rejection, Removed, Send,
     },
     read::{Span, next_span},
     store::roster::Interval,
@@ -169,20 +169,7 @@ impl Server {
     /// All devices are in since the creation.
     pub fn new(devices: u8, broken: Option<Broken>) -> Self {
         Self {
-            head: Head {
-                stage: Stage::Open,
-                seq: 0,
-                epoch: 0,
-                epoch_seq: 0,
-                floor_seq: 0,
-                settled_seq: 0,
-                pending_removals: 0,
-                committer: None,
-                past_epochs: 1,
-                external_join: ExternalJoin::Resync,
-                chain: chain::start(),
-                last_at: 0,
-            },
+            head: Head::created(0, 1, ExternalJoin::Resync),
             log: Vec::new(),
             epochs: vec![(0, 0)],
             rows: (0..devices)

@@ -1,24 +1,18 @@
 //! One round: services of their own, a caller with every right of a member, and others who must not notice.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, ensure};
 use chancery_proto::delivery::v1::GetGroupInfoRequest;
 use client_cli::{
     core::records::GroupName,
     member::{Audience, Member},
-    profile::Profile,
 };
 
 use super::{Aim, Known, Summary, storm};
-use crate::{
-    device::Device,
-    programs::{Programs, text},
-    server::Server,
-};
+use crate::{device::Device, programs::Programs, server::Server};
 
 const DOMAIN: &str = "interior.example";
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How much a service may have grown, octets: caches fill, nothing else does.
 const GROWTH: u64 = 256 << 20;
 
@@ -35,23 +29,11 @@ pub async fn round(
     let server = Server::start(programs, &folder.join("server"), &[DOMAIN])?;
     let enroll = |name: &str| Device::enroll(programs, &server, folder, 0, name, name);
     let (caller, one, two) = (enroll("caller")?, enroll("one")?, enroll("two")?);
-    let group = |by: &Device, with: &[&Device]| {
-        let mut words = vec!["group", "create"];
-        for device in with {
-            words.extend(["--device", &device.uri]);
-        }
-        anyhow::Ok(text(&by.run(&words)?, "group")?.to_owned())
-    };
-    let shared = group(&caller, &[&one, &two])?;
-    let apart = group(&one, &[&two])?;
+    let (_, shared) = caller.create_group([&one, &two])?;
+    let (_, apart) = one.create_group([&two])?;
     two.run(&["sync"])?;
 
-    let member = Member::open(
-        &folder.join("caller"),
-        Profile::read(&folder.join("caller"))?,
-        PATIENCE,
-    )
-    .await?;
+    let member = caller.member().await?;
     let known = known(&member, &shared, &[&one, &two]).await?;
     let aims = [
         Aim {

@@ -70,20 +70,14 @@ pub fn enroll(world: &mut World) -> anyhow::Result<()> {
 pub fn create_group(world: &mut World) -> anyhow::Result<()> {
     world.act("Anna creates a group and adds everybody in one Commit");
     let creator = world.device("anna-desk")?;
-    let others: Vec<String> = world
-        .devices
-        .iter()
-        .filter(|device| device.name != creator.name)
-        .map(|device| device.uri.clone())
-        .collect();
-    let mut words = vec!["group", "create"];
-    for uri in &others {
-        words.extend(["--device", uri]);
-    }
-    let created = creator.run(&words)?;
-    world.group = text(&created, "group")?.to_owned();
-    let added = created["added"].as_array().map_or(0, Vec::len);
-    anyhow::ensure!(added == others.len(), "only {added} were added: {created}");
+    let others = world.devices.iter().filter(|d| d.name != creator.name);
+    let (created, group) = creator.create_group(others.clone())?;
+    let (added, wanted) = (
+        created["added"].as_array().map_or(0, Vec::len),
+        others.count(),
+    );
+    anyhow::ensure!(added == wanted, "only {added} were added: {created}");
+    world.group = group;
     world.say(&format!(
         "seq {}, epoch {}: {added} devices added. The server saw opaque ids, a public tree and {added} sealed Welcomes, and cut the Welcome for each of them",
         number(&created, "seq")?,

@@ -6,7 +6,7 @@
     reason = "each test file uses a part"
 )]
 
-use client_cli::{member::Member, profile::Profile};
+use client_cli::member::Member;
 use e2e::{
     device::Device,
     programs::{Programs, number},
@@ -47,21 +47,13 @@ impl Fixture {
 
     /// A device's profile, opened in this process.
     pub async fn member(&self, device: &Device) -> Member {
-        let folder = self.folder.path().join(&device.name);
-        let profile = Profile::read(&folder).unwrap();
-        let patience = std::time::Duration::from_secs(60);
-        Member::open(&folder, profile, patience).await.unwrap()
+        device.member().await.unwrap()
     }
 
     /// Devices that are all in one group, and the group.
     pub fn group(&self, names: &[&str]) -> (Vec<Device>, String) {
         let devices: Vec<Device> = names.iter().map(|name| self.device(name)).collect();
-        let mut words = vec!["group", "create"];
-        for device in &devices[1..] {
-            words.extend(["--device", &device.uri]);
-        }
-        let created = devices[0].run(&words).unwrap();
-        let group = created["group"].as_str().unwrap().to_owned();
+        let (_, group) = devices[0].create_group(&devices[1..]).unwrap();
         for device in &devices {
             device.run(&["sync"]).unwrap();
         }

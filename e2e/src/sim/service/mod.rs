@@ -28,7 +28,6 @@ use chancery_proto::{
 };
 use delivery_service::group::{
     Command, Committer, Decision, DeviceKey, ExternalJoin, Head, Leave, Prior, Rejection, Send,
-    Stage,
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -279,20 +278,7 @@ impl Service {
             if let Some(old) = &request.replaces {
                 close(tables, who, old, &id, now)?;
             }
-            let head = Head {
-                stage: Stage::Open,
-                seq: 0,
-                epoch: info.epoch,
-                epoch_seq: 0,
-                floor_seq: 0,
-                settled_seq: 0,
-                pending_removals: 0,
-                committer: None,
-                past_epochs: policy.past_epochs.into(),
-                external_join: ExternalJoin::Resync,
-                chain: chain::start(),
-                last_at: 0,
-            };
+            let head = Head::created(info.epoch, policy.past_epochs.into(), ExternalJoin::Resync);
             let epoch = Epoch {
                 number: info.epoch,
                 seq: 0,
