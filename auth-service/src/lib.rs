@@ -38,7 +38,7 @@ use chancery_proto::auth::v1::{
     admin_service_server::AdminServiceServer, auth_service_server::AuthServiceServer,
 };
 use service_kit::{
-    db::Db,
+    db::{Db, DbError, when_reachable},
     lifecycle::Shutdown,
     listen::Bound,
     migrate::{self, Migrations, Step},
@@ -91,8 +91,12 @@ pub async fn serve(
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    migrate::check(&db, &MIGRATIONS).await?;
-    let (now, _) = store::clock(&**db.client().await?).await?;
+    if let Some(bound) = listeners.ops {
+        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+    }
+    let Some(now) = when_reachable(&shutdown, || begin(&db)).await? else {
+        return Ok(());
+    };
     let (folder, domain) = (config.keys.clone(), config.domain.clone());
     let keys = tokio::task::spawn_blocking(move || {
         keys::Keys::load_or_make(&folder, &domain, now.unix_timestamp())
@@ -100,15 +104,12 @@ pub async fn serve(
     .await??;
     let request_bytes = usize::try_from(config.limits.request_bytes)?;
     let node = node::Node {
-        db: db.clone(),
+        db,
         keys: Arc::new(keys),
         signer: Arc::default(),
         moved: tokio::sync::watch::Sender::new(()),
         config: Arc::new(config),
     };
-    if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db, shutdown.clone()));
-    }
     tokio::spawn(access::run_expiry(node.clone(), shutdown.clone()));
     let public = AuthServiceServer::new(rpc::Rpc::new(node.clone(), shutdown.clone()))
         .max_decoding_message_size(request_bytes);
@@ -128,4 +129,12 @@ pub async fn serve(
     );
     tokio::try_join!(public, admin)?;
     Ok(())
+}
+
+/// Looks at the schema; the database's time.
+async fn begin(db: &Db) -> anyhow::Result<time::OffsetDateTime> {
+    migrate::check(db, &MIGRATIONS).await?;
+    let client = db.client().await?;
+    let (now, _) = store::clock(&**client).await.map_err(DbError::from)?;
+    Ok(now)
 }

@@ -1,4 +1,5 @@
-//! Crashes on purpose, for tests: `CHANCERY_FAULT=<name>` ends the process at the point of that name, without any clean-up.
+//! Faults on purpose, for tests: `CHANCERY_FAULT=<name>` ends the process at the point of that name, without any clean-up;
+//! `CHANCERY_CLOCK_SKEW_SECONDS=<n>` puts its clock forward, or back.
 
 /// Exit code of a crash on purpose.
 pub const EXIT: i32 = 86;
@@ -8,4 +9,10 @@ pub fn point(name: &str) {
     if std::env::var_os("CHANCERY_FAULT").is_some_and(|wanted| wanted == name) {
         std::process::exit(EXIT);
     }
+}
+
+/// How wrong the clock of this process is made, in seconds.
+pub fn clock_skew() -> i64 {
+    let skew = std::env::var("CHANCERY_CLOCK_SKEW_SECONDS");
+    skew.ok().and_then(|skew| skew.parse().ok()).unwrap_or(0)
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::fault;
+
 /// Where time and chance come from.
 pub trait Surroundings: std::fmt::Debug + Send + Sync {
     /// Unix seconds.
@@ -20,7 +22,7 @@ pub struct System;
 
 impl Surroundings for System {
     fn now(&self) -> i64 {
-        time::OffsetDateTime::now_utc().unix_timestamp()
+        time::OffsetDateTime::now_utc().unix_timestamp() + fault::clock_skew()
     }
 
     fn new_id(&self) -> [u8; 16] {

@@ -19,7 +19,10 @@ use chancery_proto::{
 };
 use prost::Message as _;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use service_kit::{db::Db, lifecycle::Shutdown};
+use service_kit::{
+    db::{Db, DbError},
+    lifecycle::Shutdown,
+};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use crate::{config::AuthServiceConfig, domains::Domains, store};
@@ -171,9 +174,9 @@ impl Follower {
     /// The database.
     pub async fn recall(&self, db: &Db, issuers: &Issuers) -> anyhow::Result<()> {
         let client = db.client().await?;
-        let now = store::groups::now(&**client).await? / 1_000_000;
-        let Some(remembered) = store::devices::auth_service(&**client, self.domain_id).await?
-        else {
+        let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+        let remembered = store::devices::auth_service(&**client, self.domain_id).await;
+        let Some(remembered) = remembered.map_err(DbError::from)? else {
             return Ok(());
         };
         let info = GetServiceInfoResponse::decode(remembered.service_info.as_slice())

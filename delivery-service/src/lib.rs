@@ -43,11 +43,11 @@ pub mod store;
 pub mod submit;
 pub mod subscribe;
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use chancery_proto::delivery::v1::delivery_service_server::DeliveryServiceServer;
 use service_kit::{
-    db::{Db, TxError},
+    db::{Db, DbError, TxError, when_reachable},
     lifecycle::Shutdown,
     listen::Bound,
     migrate::{self, Migrations, Step},
@@ -94,9 +94,14 @@ pub async fn serve(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
-    migrate::check(&db, &MIGRATIONS).await?;
-    let domains = number_domains(&db, &config).await?;
+    if let Some(bound) = listeners.ops {
+        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+    }
     let issuers = issuers::Issuers::default();
+    let begun = when_reachable(&shutdown, || begin(&db, &config, &issuers));
+    let Some((domains, followers)) = begun.await? else {
+        return Ok(());
+    };
     let node = node::Node {
         gate: caller::Gate {
             issuers: issuers.clone(),
@@ -112,9 +117,7 @@ pub async fn serve(
         config,
     };
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
-    for auth_service in &node.config.auth_services {
-        let follower = Arc::new(issuers::Follower::new(auth_service, &domains)?);
-        follower.recall(&db, &issuers).await?;
+    for follower in followers {
         let feed = status_feed::StatusFeed::new(follower.clone(), &node);
         tokio::spawn(feed.run(shutdown.clone()));
         tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
@@ -123,9 +126,6 @@ pub async fn serve(
     tokio::spawn(retention::run(node.clone(), shutdown.clone()));
     tokio::spawn(recovery::run_voids(node.clone(), shutdown.clone()));
     tokio::spawn(revocations::run_sweeps(node.clone(), shutdown.clone()));
-    if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db, shutdown.clone()));
-    }
     let request_bytes = usize::try_from(node.config.limits.request_bytes)?;
     let service = DeliveryServiceServer::new(rpc::Rpc::new(node, shutdown.clone()))
         .max_decoding_message_size(request_bytes);
@@ -138,7 +138,24 @@ pub async fn serve(
     .await
 }
 
-async fn number_domains(db: &Db, config: &Config) -> anyhow::Result<domains::Domains> {
+/// Looks at the schema, numbers the domains, and recalls what their Authentication Services said.
+async fn begin(
+    db: &Db,
+    config: &Config,
+    issuers: &issuers::Issuers,
+) -> anyhow::Result<(domains::Domains, Vec<Arc<issuers::Follower>>)> {
+    migrate::check(db, &MIGRATIONS).await?;
+    let domains = number_domains(db, config).await?;
+    let mut followers = Vec::new();
+    for auth_service in &config.auth_services {
+        let follower = issuers::Follower::new(auth_service, &domains)?;
+        follower.recall(db, issuers).await?;
+        followers.push(Arc::new(follower));
+    }
+    Ok((domains, followers))
+}
+
+async fn number_domains(db: &Db, config: &Config) -> Result<domains::Domains, DbError> {
     let names: Vec<String> = config
         .auth_services
         .iter()
@@ -153,10 +170,13 @@ async fn number_domains(db: &Db, config: &Config) -> anyhow::Result<domains::Dom
                     let id = store::devices::domain_id(tx, &name).await?;
                     pairs.push((name, id));
                 }
-                Ok::<_, TxError<error::Error>>(pairs)
+                Ok::<_, TxError<Infallible>>(pairs)
             })
         })
         .await
-        .map_err(submit::flatten)?;
+        .map_err(|error| match error {
+            TxError::Db(error) => error,
+            TxError::Rejected(never) => match never {},
+        })?;
     Ok(domains::Domains::new(numbered))
 }

@@ -2,15 +2,17 @@
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
+use anyhow::Context as _;
 use client_cli::{member::Member, profile::Profile};
 use serde_json::Value;
+use single_node::NodeFile;
 
 use crate::{
     programs::{Programs, Said, arg, run, text},
-    server::Server,
+    server,
 };
 
-/// How long a call of a device of this process may take.
+/// How long a command goes on without an answer, unless somebody says otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One person's device.
@@ -18,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Device {
     programs: Programs,
     profile: PathBuf,
+    patience: Duration,
     /// For people who watch.
     pub name: String,
     /// `mimi://<domain>/d/<uuid>`.
@@ -31,25 +34,26 @@ impl Device {
     /// One of the two commands fails.
     pub fn enroll(
         programs: &Programs,
-        server: &Server,
+        node: &NodeFile,
         folder: &std::path::Path,
         place: usize,
         person: &str,
         name: &str,
     ) -> anyhow::Result<Self> {
-        let code = server.invite(place, &person.to_lowercase(), person)?;
+        let code = server::invite(programs, node, place, &person.to_lowercase(), person)?;
         let mut device = Self {
             programs: programs.clone(),
             profile: folder.join(name),
+            patience: PATIENCE,
             name: name.to_owned(),
             uri: String::new(),
         };
-        let own = &server.node.auth[place];
+        let own = node.auth.get(place).context("no such domain")?;
         let mut command = device.command(&["enroll", "--invitation", &code]);
         command.args(["--auth-url", &own.url]);
-        command.args(["--delivery-url", &server.node.delivery_url]);
+        command.args(["--delivery-url", &node.delivery_url]);
         command.args(["--root", &arg(&own.root_pem), "--device-name", name]);
-        for other in server.node.auth.iter().filter(|a| a.domain != own.domain) {
+        for other in node.auth.iter().filter(|a| a.domain != own.domain) {
             let root = arg(&other.root_pem);
             let trust = format!("domain={},url={},root={root}", other.domain, other.url);
             command.args(["--trust", &trust]);
@@ -82,7 +86,7 @@ impl Device {
     /// The profile cannot be read, or its store is held by somebody else.
     pub async fn member(&self) -> anyhow::Result<Member> {
         let profile = Profile::read(&self.profile)?;
-        Ok(Member::open(&self.profile, profile, PATIENCE).await?)
+        Ok(Member::open(&self.profile, profile, self.patience).await?)
     }
 
     /// The same device with another copy of its profile.
@@ -94,11 +98,20 @@ impl Device {
         }
     }
 
+    /// The same device with commands that go on without an answer for another time.
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self {
+            patience,
+            ..self.clone()
+        }
+    }
+
     /// `client-cli --profile … WORDS`
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = self.programs.command("client-cli");
         command.args(["--profile", &arg(&self.profile)]);
-        command.args(["--timeout-seconds", "60"]);
+        command.args(["--timeout-seconds", &self.patience.as_secs().to_string()]);
         command.args(words);
         command
     }

@@ -36,7 +36,12 @@ impl Programs {
         if folder.ends_with("deps") {
             folder.pop();
         }
-        for name in ["single-node", "auth-service", "client-cli"] {
+        for name in [
+            "single-node",
+            "auth-service",
+            "delivery-service",
+            "client-cli",
+        ] {
             let path = folder.join(name);
             if !path.exists() {
                 bail!("{} is missing: cargo build --workspace", path.display());

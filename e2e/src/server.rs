@@ -106,13 +106,7 @@ impl Server {
     /// # Errors
     /// The operator's command fails.
     pub fn invite(&self, place: usize, handle: &str, name: &str) -> anyhow::Result<String> {
-        let auth = self.node.auth.get(place).context("no such domain")?;
-        let mut command = self.programs.command("auth-service");
-        command.args(["invite", "create", "--admin"]);
-        command.arg(format!("unix:{}", auth.admin_socket.display()));
-        command.args(["--handle", handle, "--name", name]);
-        let answer = run(&mut command)?.ok("invite create")?;
-        Ok(text(&answer, "code")?.to_owned())
+        invite(&self.programs, &self.node, place, handle, name)
     }
 
     /// An operator's command on a domain's Authentication Service.
@@ -125,6 +119,26 @@ impl Server {
         }
         command
     }
+}
+
+/// An invitation's code, as the operator of a domain gets it.
+///
+/// # Errors
+/// No such domain, or the operator's command fails.
+pub fn invite(
+    programs: &Programs,
+    node: &NodeFile,
+    place: usize,
+    handle: &str,
+    name: &str,
+) -> anyhow::Result<String> {
+    let auth = node.auth.get(place).context("no such domain")?;
+    let mut command = programs.command("auth-service");
+    command.args(["invite", "create", "--admin"]);
+    command.arg(format!("unix:{}", auth.admin_socket.display()));
+    command.args(["--handle", handle, "--name", name]);
+    let answer = run(&mut command)?.ok("invite create")?;
+    Ok(text(&answer, "code")?.to_owned())
 }
 
 impl Drop for Server {

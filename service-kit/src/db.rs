@@ -8,7 +8,13 @@ use deadpool_postgres::{
 };
 use futures_util::future::BoxFuture;
 pub use tokio_postgres::Transaction;
-use tokio_postgres::{NoTls, config::SslMode, error::SqlState};
+use tokio_postgres::{
+    NoTls,
+    config::SslMode,
+    error::{Severity, SqlState},
+};
+
+use crate::lifecycle::Shutdown;
 
 /// How the pool behaves.
 #[derive(Debug, Clone, clap::Args)]
@@ -58,6 +64,9 @@ pub enum DbError {
     /// The work must be repeated from its beginning.
     #[error("the transaction must be repeated")]
     Conflict,
+    /// The database's disk is full or fails, or it has no memory left; nothing happened.
+    #[error("the database has no room")]
+    NoRoom(#[source] tokio_postgres::Error),
     /// A text of the request holds a zero octet, which protobuf allows and PostgreSQL does not; nothing happened.
     #[error("a text that the database cannot hold")]
     Text,
@@ -78,6 +87,10 @@ impl From<tokio_postgres::Error> for DbError {
                 Self::Internal(error)
             };
         };
+        if let Some(why) = ended(&error) {
+            tracing::warn!(code = code.code(), why, "the database ended a connection");
+            return Self::Unavailable;
+        }
         if *code == SqlState::LOCK_NOT_AVAILABLE
             || *code == SqlState::QUERY_CANCELED
             || *code == SqlState::TOO_MANY_CONNECTIONS
@@ -93,12 +106,29 @@ impl From<tokio_postgres::Error> for DbError {
             || code.code().starts_with("08")
         {
             Self::Unavailable
+        } else if code.code().starts_with("53") || code.code().starts_with("58") {
+            Self::NoRoom(error)
         } else if *code == SqlState::CHARACTER_NOT_IN_REPERTOIRE {
             Self::Text
         } else {
             Self::Internal(error)
         }
     }
+}
+
+/// Why the server ended the connection by itself, whatever it was at: it is shutting down, recovering, or could not even begin.
+/// A role or a database that does not exist is a matter for whoever configured it, and does not pass.
+fn ended(error: &tokio_postgres::Error) -> Option<&str> {
+    let error = error.as_db_error()?;
+    let fatal = matches!(
+        error.parsed_severity(),
+        Some(Severity::Fatal | Severity::Panic)
+    );
+    let configured = ["28", "3D", "42"];
+    let passes = !configured
+        .iter()
+        .any(|class| error.code().code().starts_with(class));
+    (fatal && passes).then(|| error.message())
 }
 
 /// "cached plan must not change result type": a migration changed a table under a prepared statement.
@@ -138,6 +168,44 @@ impl<E> From<tokio_postgres::Error> for TxError<E> {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Db(error.into())
     }
+}
+
+impl DbError {
+    /// Whether the same may succeed later, without anybody's help.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Busy
+            | Self::Unavailable
+            | Self::OutcomeUnknown
+            | Self::Conflict
+            | Self::NoRoom(_) => true,
+            Self::Text | Self::Internal(_) => false,
+        }
+    }
+}
+
+/// How often a service that starts before its database looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Does what a service needs before it can serve, again while the database cannot be reached: the two may start in any order. `None` when the
+/// shutdown came first.
+///
+/// # Errors
+/// What `work` says, unless it is a [`DbError`] that passes.
+pub async fn when_reachable<T, F: Future<Output = anyhow::Result<T>> + Send>(
+    shutdown: &Shutdown,
+    work: impl Fn() -> F + Send,
+) -> anyhow::Result<Option<T>> {
+    let mut ticker = shutdown.ticker(LOOK_AGAIN);
+    while ticker.next().await {
+        match work().await {
+            Err(error) if error.downcast_ref().is_some_and(DbError::passes) => {
+                tracing::warn!(%error, "waiting for the database");
+            }
+            done => return done.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// A handle to the pool; cheap to clone.

@@ -36,10 +36,11 @@ pub use binaries::{Binaries, find_binaries};
 pub use error::LocalPostgresError;
 pub use settings::Profile;
 
-pub use folder::socket_folder;
+pub(crate) use folder::quoted;
 #[cfg(feature = "test-support")]
 pub(crate) use folder::{fnv1a, running};
-pub(crate) use folder::{quoted, url};
+pub use folder::{socket_folder, url};
+pub use process::in_directory;
 
 use account::Account;
 use error::{Result, io_error};
@@ -171,6 +172,11 @@ impl Cluster {
             self.child = None;
         }
         Ok(status.map(Some))
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data
     }
 
     /// The folder of the socket.

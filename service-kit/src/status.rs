@@ -18,6 +18,14 @@ pub fn of_db(error: &DbError) -> Status {
             "the database cannot be reached; repeat with the same id",
             [],
         ),
+        DbError::NoRoom(cause) => {
+            tracing::error!(cause = ?cause, "the database has no room");
+            status::refusal(
+                Reason::Storage,
+                "the database has no room; repeat with the same id",
+                [],
+            )
+        }
         DbError::OutcomeUnknown => status::refusal(
             Reason::Storage,
             "the outcome is unknown; repeat with the same id",

@@ -7,7 +7,8 @@ use std::sync::{
 };
 
 use service_kit::{
-    db::{Db, DbError, PoolOptions, TxError},
+    db::{Db, DbError, PoolOptions, TxError, when_reachable},
+    lifecycle::Shutdown,
     migrate::{self, Migrations, Step},
     test_db::TestDb,
 };
@@ -196,4 +197,41 @@ async fn the_application_role_changes_rows_and_not_tables() {
         .batch_execute("ALTER TABLE counters ADD COLUMN x int")
         .await;
     assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn a_service_waits_for_its_database_and_not_for_a_better_schema() {
+    let test = TestDb::create(&MIGRATIONS).await;
+    let db = pool(&test, PoolOptions::default());
+    let (shutdown, tries) = (Shutdown::new(), AtomicU32::new(0));
+    let slow = || async {
+        match tries.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(DbError::Unavailable.into()),
+            _ => Ok(value(&db, 1).await),
+        }
+    };
+    assert_eq!(when_reachable(&shutdown, slow).await.unwrap(), Some(0));
+    assert_eq!(tries.load(Ordering::SeqCst), 2);
+
+    let never = || async { Err::<(), _>(anyhow::anyhow!("another schema")) };
+    assert!(when_reachable(&shutdown, never).await.is_err());
+    let gone = || async {
+        shutdown.begin();
+        Err::<(), _>(DbError::Unavailable.into())
+    };
+    assert_eq!(when_reachable(&shutdown, gone).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_role_that_does_not_exist_is_no_reason_to_wait() {
+    let test = TestDb::create(&MIGRATIONS).await;
+    let (_, place) = test
+        .url()
+        .split_once('@')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let url = format!("postgresql://nobody_of_that_name@{place}");
+    let db = Db::connect(&url, &PoolOptions::default()).unwrap();
+    let refused = db.client().await.map(|_| ());
+    assert!(refused.is_err_and(|error| !error.passes()));
 }

@@ -1,15 +1,17 @@
 //! Single raw calls with a valid token. A refusal is an answer here: `{"ok":false,…}`, exit code 0.
 
 use chancery_proto::{
-    common::v1::GroupRef,
+    common::v1::{DeviceRef, GroupRef},
     delivery::v1::{
-        Cursor, FetchTreeRequest, GetGroupInfoRequest, ReadLogRequest, SubscribeRequest, Welcome,
-        frame,
+        ClaimKeyPackagesRequest, Cursor, FetchTreeRequest, GetGroupInfoRequest, ReadLogRequest,
+        SubscribeRequest, Welcome, frame,
     },
 };
 use clap::Subcommand;
 use prost::Message as _;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use crate::{
     core::{
@@ -17,7 +19,7 @@ use crate::{
         records::{self, GroupName},
     },
     failure::{Failure, code_name, reason_name},
-    member::{Audience, Member},
+    member::{Audience, Member, directory},
 };
 
 /// `debug`
@@ -64,6 +66,14 @@ pub enum Debug {
         /// `<domain>/<hex>`.
         #[arg(long)]
         group: GroupName,
+    },
+    /// `ClaimKeyPackages` of one device: which KeyPackage comes. It is used up.
+    Claim {
+        /// `mimi://<domain>/d/<uuid>`.
+        device: String,
+        /// The claim's id; the same id is the same claim.
+        #[arg(long)]
+        claim_id: Uuid,
     },
     /// `ListWelcomes`: for which groups and seqs one waits.
     Welcomes,
@@ -152,6 +162,7 @@ async fn call(member: &Member, command: Debug) -> Result<Value, Failure> {
                 json!({ "epoch": info.epoch, "epoch_seq": info.epoch_seq, "bytes": info.group_info.len() }),
             )
         }
+        Debug::Claim { device, claim_id } => claim(member, &device, claim_id).await,
         Debug::Token { audience } => Ok(json!({ "token": member.token(audience).await? })),
         Debug::Welcomes => welcomes(member).await,
         Debug::OldWelcome { group } => old_welcome(member, &group).await,
@@ -214,6 +225,37 @@ async fn subscribe(member: &Member, group: &GroupName, after: u64) -> Result<Val
         .await?
         .value;
     Ok(json!({ "seqs": seqs, "ended": ended }))
+}
+
+async fn claim(member: &Member, device: &str, claim_id: Uuid) -> Result<Value, Failure> {
+    let (domain, id) = directory::device(device)?;
+    let request = ClaimKeyPackagesRequest {
+        claim_id: claim_id.as_bytes().to_vec().into(),
+        devices: vec![DeviceRef {
+            domain,
+            id: id.to_vec().into(),
+        }],
+        suites: vec![u16::from(group::SUITES[0]).into()],
+        ..ClaimKeyPackagesRequest::default()
+    };
+    let claims = member
+        .delivery(request, async |mut client, request| {
+            let mut parts = client.claim_key_packages(request).await?.into_inner();
+            let mut claims = Vec::new();
+            while let Some(part) = parts.message().await? {
+                claims.extend(part.claims);
+            }
+            Ok(claims)
+        })
+        .await?
+        .value;
+    let claim = claims.first().ok_or(Failure::Core(CoreError::Unknown))?;
+    let outcome = claim.outcome().as_str_name();
+    Ok(json!({
+        "outcome": outcome.trim_start_matches("CLAIM_OUTCOME_").to_lowercase(),
+        "last_resort": claim.last_resort,
+        "key_package_sha256": hex::encode(Sha256::digest(&claim.key_package)),
+    }))
 }
 
 async fn welcomes(member: &Member) -> Result<Value, Failure> {

@@ -287,8 +287,8 @@ async fn send(member: &Member, args: &Send) -> Result<Value, Failure> {
     }
 }
 
-/// The id of a line: the same for the same seed and number.
-fn seeded_id(seed: &str, index: usize) -> [u8; 16] {
+/// The id of line `index` of `send --lines --id-seed`: the same for the same seed and number.
+pub fn seeded_id(seed: &str, index: usize) -> [u8; 16] {
     let hash = Sha256::digest(format!("chancery line id\0{seed}\0{index}"));
     let mut id = [0; 16];
     id.copy_from_slice(&hash[..16]);

@@ -424,6 +424,10 @@ impl Member {
             self.read_to_the_end(&name).await?;
             let tree = self.tree(&name, welcome.epoch_seq).await?;
             let joined = self.step(|step, context| {
+                // Another process of this profile may have used it meanwhile, and its state is not to be lost.
+                if join::known(step, &name, welcome.seq)? {
+                    return Ok(false);
+                }
                 match step.attempt(|| join::welcome(step, context, welcome, tree)) {
                     Err(CoreError::Store(error)) => Err(error.into()),
                     // Never to be used: the group is known, and a rejoin may help.

@@ -45,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
 async fn revocation(folder: &Path, groups: usize) -> anyhow::Result<serde_json::Value> {
     let programs = Programs::find()?;
     let server = Server::start(&programs, &folder.join("server"), &[DOMAIN])?;
-    let enroll = |name: &str| Device::enroll(&programs, &server, folder, 0, name, name);
+    let enroll = |name: &str| Device::enroll(&programs, &server.node, folder, 0, name, name);
     let (online, watcher, lost) = (enroll("online")?, enroll("watcher")?, enroll("lost")?);
     let mut names = Vec::new();
     for _ in 0..groups {

@@ -27,7 +27,7 @@ pub async fn round(
     seed: u64,
 ) -> anyhow::Result<Summary> {
     let server = Server::start(programs, &folder.join("server"), &[DOMAIN])?;
-    let enroll = |name: &str| Device::enroll(programs, &server, folder, 0, name, name);
+    let enroll = |name: &str| Device::enroll(programs, &server.node, folder, 0, name, name);
     let (caller, one, two) = (enroll("caller")?, enroll("one")?, enroll("two")?);
     let (_, shared) = caller.create_group([&one, &two])?;
     let (_, apart) = one.create_group([&two])?;

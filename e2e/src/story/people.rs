@@ -40,7 +40,7 @@ pub fn enroll(world: &mut World) -> anyhow::Result<()> {
     world.devices = each(&wanted, |(place, person, name)| {
         Device::enroll(
             &world.programs,
-            &world.server,
+            &world.server.node,
             &world.profiles,
             *place,
             person,

@@ -42,7 +42,7 @@ impl Fixture {
 
     pub fn device(&self, name: &str) -> Device {
         let folder = self.folder.path();
-        Device::enroll(&self.programs, &self.server, folder, 0, name, name).unwrap()
+        Device::enroll(&self.programs, &self.server.node, folder, 0, name, name).unwrap()
     }
 
     /// A device's profile, opened in this process.

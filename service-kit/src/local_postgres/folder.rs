@@ -27,8 +27,8 @@ pub(crate) fn running(dir: &Path) -> Option<PathBuf> {
         .flatten()
 }
 
-/// A URL for a cluster whose socket is in `socket_dir`.
-pub(crate) fn url(socket_dir: &Path, database: &str, role: &str) -> String {
+/// A URL for a cluster whose socket, `.s.PGSQL.5432`, is in `socket_dir`.
+pub fn url(socket_dir: &Path, database: &str, role: &str) -> String {
     let host = percent_encoded(&socket_dir.to_string_lossy());
     format!(
         "postgresql://{}@{host}/{}",

@@ -42,7 +42,7 @@ pub(super) fn postmaster(data: &Path) -> Option<i32> {
 }
 
 /// Every live process of PostgreSQL that works in `directory`; empty where there is no `/proc`.
-pub(super) fn in_directory(directory: &Path) -> Vec<i32> {
+pub fn in_directory(directory: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| runs_in(*pid, directory)).collect()

@@ -1,0 +1,77 @@
+//! The running system under fire, in short; and every server that is broken on purpose, caught.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use e2e::chaos::{self, Options, Run, check::Counts, double::Broken};
+
+/// Each run wants the machine for itself.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+fn machine() -> MutexGuard<'static, ()> {
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn play(options: &Options) -> Run {
+    let folder = tempfile::Builder::new()
+        .prefix("chancery-chaos-")
+        .tempdir()
+        .unwrap();
+    let run = chaos::play(folder.path(), options).unwrap();
+    let wanted = options.broken.is_some() || run.verdict.findings.is_empty();
+    if !wanted {
+        println!("kept: {}", folder.keep().display());
+    }
+    run
+}
+
+#[test]
+fn twenty_faults_cost_nothing() {
+    let _machine = machine();
+    let run = play(&Options::whole(20, 1));
+    assert!(
+        run.verdict.findings.is_empty(),
+        "{:#?}",
+        run.verdict.findings
+    );
+    assert_eq!(run.done.faults, 20);
+    assert!(run.verdict.counts.acknowledged >= 20, "{:?}", run.verdict);
+    assert!(run.verdict.counts.members_agree);
+}
+
+/// The checker finds what this server does, and the server did it.
+fn caught(broken: Broken, faults: u64, figure: impl Fn(&Counts) -> u64) {
+    let _machine = machine();
+    let run = play(&Options::broken(broken, faults, 1));
+    assert_eq!(run.unused, Vec::<&str>::new(), "it was not broken at all");
+    assert!(figure(&run.verdict.counts) > 0, "{:#?}", run.verdict);
+}
+
+#[test]
+fn a_server_that_forgets_idempotency_is_caught() {
+    caught(Broken::ForgetsIdempotency, 10, |counts| counts.duplicated);
+}
+
+#[test]
+fn a_server_that_skips_the_row_lock_is_caught() {
+    caught(Broken::SkipsTheRowLock, 20, |counts| counts.reordered);
+}
+
+#[test]
+fn a_server_that_locks_and_reads_in_one_statement_is_caught() {
+    caught(Broken::LocksAndReadsAtOnce, 20, |counts| counts.duplicated);
+}
+
+#[test]
+fn a_server_that_acknowledges_before_commit_is_caught() {
+    caught(Broken::AcknowledgesEarly, 25, |counts| counts.lost);
+}
+
+#[test]
+fn a_server_that_wakes_and_skips_a_row_is_caught() {
+    caught(Broken::SkipsARow, 15, |counts| counts.lost);
+}
+
+#[test]
+fn a_server_that_sells_a_key_package_twice_is_caught() {
+    caught(Broken::SellsTwice, 10, |counts| counts.double_claims);
+}
