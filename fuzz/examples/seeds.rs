@@ -22,6 +22,18 @@ use rcgen::{
 const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
+    // openmls reads the same.
+    match target {
+        "framing" | "welcome" | "key_package" | "group_info" => {
+            write("openmls_message", &format!("{target}-{name}"), bytes);
+        }
+        "ratchet_tree" => write("openmls_tree", name, bytes),
+        _ => {}
+    }
+    write(target, name, bytes);
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target);

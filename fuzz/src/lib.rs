@@ -7,10 +7,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`bytes`] | the readers of `chancery-proto` and of signing requests |
+//! | [`mls`] | the readers of openmls, which a member reads with |
 //! | [`decide`] | sequences of commands for one group |
 
 pub mod bytes;
 pub mod decide;
+pub mod mls;
 
 /// Memory that a target may hold at once, octets, for inputs of at most [`MAX_INPUT`].
 pub const MAX_MEMORY: usize = 64 << 20;
@@ -72,6 +74,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "csr",
         run: bytes::csr,
+    },
+    Target {
+        name: "openmls_message",
+        run: mls::message,
+    },
+    Target {
+        name: "openmls_tree",
+        run: mls::tree,
     },
     Target {
         name: "decide",

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     core::{
-        CoreError, group, join,
+        CoreError, group, guarded, join,
         records::{self, GroupName},
     },
     failure::{Failure, code_name, reason_name},
@@ -278,7 +278,7 @@ async fn old_welcome(member: &Member, group: &GroupName) -> Result<Value, Failur
     let tree = member.tree(group, frame.epoch_seq).await?;
     let opened = member.step(|step, context| {
         let tried = step.attempt(|| {
-            let joined = join::welcome(step, context, &frame, tree);
+            let joined = guarded(|| join::welcome(step, context, &frame, tree));
             // Either way nothing of it stays.
             Err::<(), _>(joined.err().unwrap_or(CoreError::Nothing))
         });

@@ -10,7 +10,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Context, CoreError, check, group,
+    Context, CoreError, check, group, guarded,
     identity::person_of,
     mls,
     pending::{self, EntryStep},
@@ -225,7 +225,8 @@ fn apply(
         return Ok(());
     }
     let before = (record.clone(), written.clone());
-    match step.attempt(|| process(step, context, record, open, one, written)) {
+    let work = || process(step, context, record, open, one, written);
+    match step.attempt(|| guarded(work)) {
         Ok(()) => {}
         Err(CoreError::Store(error)) => return Err(error.into()),
         Err(error) => {

@@ -9,7 +9,7 @@ use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
 
 use super::{
-    Context, CoreError, group,
+    Context, CoreError, group, guarded,
     identity::{members, person_of},
     mls,
     records::{
@@ -130,7 +130,9 @@ pub fn stage(
     let by_reference = plan.clone();
     let mut packages = Vec::new();
     for bytes in &intent.key_packages {
-        match usable(step, context, mls_group.ciphersuite(), bytes) {
+        let suite = mls_group.ciphersuite();
+        let looked_at = guarded(|| Ok(usable(step, context, suite, bytes)));
+        match looked_at.unwrap_or_else(|error| Err((None, error.to_string()))) {
             Ok((person, _)) if roster.iter().any(|(_, p)| *p == person) => {}
             Ok((person, _)) if plan.added.contains(&person) => {}
             Ok((person, package)) => {

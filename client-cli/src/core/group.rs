@@ -7,13 +7,13 @@ use chancery_proto::{
     tree::Tree,
 };
 use openmls::prelude::{
-    tls_codec::{DeserializeBytes as _, Serialize as _},
+    tls_codec::{Deserialize as _, Serialize as _},
     *,
 };
 use prost::Message as _;
 
 use super::{
-    Context, CoreError,
+    Context, CoreError, guarded,
     identity::person_of,
     mls,
     records::{self, GroupName, GroupRecord, GroupState, Intent, Operation, Pending, Person},
@@ -185,7 +185,8 @@ pub fn ratchet_tree(width: u32, nodes: &[TreeNode]) -> Result<RatchetTreeIn, Cor
     for node in nodes {
         tree.set(node.index, node.node.as_deref())?;
     }
-    RatchetTreeIn::tls_deserialize_exact_bytes(&tree.to_ratchet_tree()).map_err(mls)
+    let bytes = tree.to_ratchet_tree();
+    guarded(|| RatchetTreeIn::tls_deserialize_exact(&bytes).map_err(mls))
 }
 
 /// MLSMessage(GroupInfo) of the current epoch, without the tree.

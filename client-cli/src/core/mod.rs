@@ -72,6 +72,16 @@ pub(crate) fn mls(error: impl std::fmt::Display) -> CoreError {
     CoreError::Mls(error.to_string())
 }
 
+/// Runs what reads or uses bytes of others with openmls. Its readers have panicked before (GHSA-rrmv-c79f-cf5r): what somebody sends must not end the
+/// program, so a panic is an error like any other. What was written is the caller's to undo, as for every error; an open group is to be loaded again.
+///
+/// # Errors
+/// What `work` says, or that it panicked.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T, CoreError>) -> Result<T, CoreError> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| Err(CoreError::Mls("a panic, caught".into())))
+}
+
 /// What the core needs to know of its surroundings.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -83,4 +93,18 @@ pub struct Context<'a> {
     pub now: i64,
     /// How many devices are removed in an hour because somebody's signature says so, and no person of this device.
     pub removals_per_hour: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_and_nothing_else_changes() {
+        let panics = || guarded(|| -> Result<(), CoreError> { panic!("a reader panicked") });
+        assert!(matches!(panics(), Err(CoreError::Mls(_))));
+        assert!(matches!(guarded(|| Ok(7)), Ok(7)));
+        let refused = guarded(|| Err::<(), _>(CoreError::Nothing));
+        assert!(matches!(refused, Err(CoreError::Nothing)));
+    }
 }

@@ -14,7 +14,7 @@ use prost::Message as _;
 use super::{Member, directory::Name};
 use crate::{
     core::{
-        CoreError, commit, group, join,
+        CoreError, commit, group, guarded, join,
         pending::{self, CommitStep, Told},
         records::{self, Accepted, GroupName, GroupState, Intent, Operation, Pending, Person},
     },
@@ -338,7 +338,8 @@ impl Member {
                 .value;
             let tree = self.tree(name, info.epoch_seq).await?;
             self.step(|step, context| {
-                join::external(step, context, name, &info, tree, self.new_id()).map(|_| ())
+                guarded(|| join::external(step, context, name, &info, tree, self.new_id()))
+                    .map(|_| ())
             })?;
             fault::point("before-send");
         }

@@ -17,7 +17,7 @@ use crate::{
     core::{
         CoreError,
         apply::{self, Page, Received},
-        group, join,
+        group, guarded, join,
         records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
     },
     failure::Failure,
@@ -428,7 +428,8 @@ impl Member {
                 if join::known(step, &name, welcome.seq)? {
                     return Ok(false);
                 }
-                match step.attempt(|| join::welcome(step, context, welcome, tree)) {
+                let work = || join::welcome(step, context, welcome, tree);
+                match step.attempt(|| guarded(work)) {
                     Err(CoreError::Store(error)) => Err(error.into()),
                     // Never to be used: the group is known, and a rejoin may help.
                     Err(error) => {
