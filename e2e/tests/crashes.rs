@@ -3,7 +3,10 @@
 
 mod support;
 
-use e2e::{device::Device, programs::run};
+use e2e::{
+    device::Device,
+    programs::{run, text},
+};
 use serde_json::Value;
 use support::{DOMAIN, Fixture, assert_agree, head, read, show, texts};
 use uuid::Uuid;
@@ -82,6 +85,38 @@ fn a_group_is_made_once_and_known_after_a_crash() {
         assert_eq!(groups.len(), made, "{point}");
         assert!(groups.iter().all(|g| g["state"] == "active"), "{synced}");
         assert_eq!(synced["resolved"].as_array().unwrap().len(), 1, "{point}");
+    }
+}
+
+#[test]
+fn a_replaced_group_takes_everybody_along_wherever_its_maker_dies() {
+    let fixture = Fixture::start();
+    let (devices, mut group) = fixture.group(&["a", "b", "c"]);
+    let a = &devices[0];
+    let points = [
+        "before-send",
+        "after-send",
+        "between-create-and-add",
+        "after-claim",
+    ];
+    for (round, point) in points.into_iter().enumerate() {
+        let words = ["group", "replace", "--group", &group];
+        a.crash(point, &words).unwrap();
+        if round % 2 == 0 {
+            a.run(&["sync"]).unwrap();
+        } else {
+            a.run(&words).unwrap();
+        }
+        let old = show(a, &group);
+        assert_eq!(old["state"], "replaced", "{point}: {old}");
+        group = text(&old, "successor").unwrap().to_owned();
+        for device in &devices {
+            device.run(&["sync"]).unwrap();
+        }
+        let everybody: Vec<_> = devices.iter().collect();
+        assert_agree(&everybody, &group);
+        let members = show(a, &group)["members"].as_array().unwrap().len();
+        assert_eq!(members, devices.len(), "{point}");
     }
 }
 

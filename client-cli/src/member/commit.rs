@@ -2,8 +2,7 @@
 
 use chancery_proto::{
     delivery::v1::{
-        CreateGroupRequest, GetGroupInfoRequest, LeaveGroupRequest, Outcome, Replaces,
-        SubmitCommitRequest,
+        CreateGroupRequest, GetGroupInfoRequest, LeaveGroupRequest, Outcome, SubmitCommitRequest,
     },
     signed,
 };
@@ -89,54 +88,8 @@ impl Member {
             domain: self.profile.delivery_domain.clone(),
             id: [self.new_id(), self.new_id()].concat(),
         };
-        self.create(name, suite, None).await
-    }
-
-    /// Ends a group and goes on in a new one, with every member that has a KeyPackage. For a group that is beyond repair: the first successor wins.
-    ///
-    /// # Errors
-    /// The refusal, no answer, or the store.
-    pub async fn replace(&self, name: &GroupName) -> Result<Committed, Failure> {
-        // A log that cannot be followed is replaced all the same.
-        self.read_up(name).await?;
-        let (suite, others, head_seq) = self.step(|step, context| {
-            let record = records::known(step, name)?;
-            let mls_group = group::load(step, name)?;
-            let own = &context.identity.person;
-            let others = group::roster(&mls_group)?
-                .into_iter()
-                .map(|(_, person)| person)
-                .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
-                .map(|p| (p.domain, p.device));
-            let others: Vec<Name> = others.collect();
-            Ok((mls_group.ciphersuite(), others, record.head_seq))
-        })?;
-        let successor = GroupName {
-            domain: name.domain.clone(),
-            id: [self.new_id(), self.new_id()].concat(),
-        };
-        let replaces = Replaces {
-            group: Some(name.to_ref()),
-            head_seq,
-        };
-        let created = self
-            .create(successor.clone(), suite, Some(replaces))
-            .await?;
-        self.read_up(name).await?;
-        if others.is_empty() {
-            return Ok(created);
-        }
-        self.add(&successor, &others).await
-    }
-
-    async fn create(
-        &self,
-        name: GroupName,
-        suite: Ciphersuite,
-        replaces: Option<Replaces>,
-    ) -> Result<Committed, Failure> {
         self.step(|step, context| {
-            group::create(step, context, &name, suite, self.new_id(), replaces).map(|_| ())
+            group::create(step, context, &name, suite, self.new_id(), None).map(|_| ())
         })?;
         fault::point("before-send");
         let mut tally = Tally::default();
@@ -571,7 +524,7 @@ fn same_change(settled: &Intent, wanted: &Intent) -> bool {
         && settled.key_packages == wanted.key_packages
 }
 
-fn finished(
+pub(super) fn finished(
     group: GroupName,
     settled: Option<Settled>,
     tally: Tally,

@@ -39,7 +39,7 @@ pub(super) fn ails(record: &GroupRecord) -> bool {
 }
 
 /// What nobody waits for may fail: whether it was done, or was refused by the server or by openmls and comes up again by itself.
-fn unless_refused<T>(done: Result<T, Failure>) -> Result<bool, Failure> {
+pub(super) fn unless_refused<T>(done: Result<T, Failure>) -> Result<bool, Failure> {
     match done {
         Ok(_) => Ok(true),
         Err(Failure::Refused(_) | Failure::Races { .. }) => Ok(false),

@@ -10,6 +10,7 @@
 //! | [`sync`] | Welcomes and logs up to their heads; what a crash left open |
 //! | `claim` | KeyPackages of others |
 //! | [`commit`] | groups made and changed, races included |
+//! | `replace` | a group that goes on in another one |
 //! | [`send`] | messages |
 //! | [`heal`] | what it does unasked when something is wrong |
 //! | [`listen`] | following everything |
@@ -20,6 +21,7 @@ pub mod directory;
 pub mod enroll;
 pub mod heal;
 pub mod listen;
+mod replace;
 pub mod send;
 pub mod sync;
 

@@ -89,6 +89,9 @@ impl Member {
                 .entries
                 .extend(entries.into_iter().map(|entry| (name.clone(), entry)));
         }
+        if only.is_none() {
+            self.replace_on().await?;
+        }
         let stock = self.key_package_stock().await?;
         let suite = u32::from(u16::from(group::SUITES[0]));
         let own = stock.iter().find(|s| s.suite == suite);
@@ -423,22 +426,7 @@ impl Member {
             // Another membership may have ended before this one began: what was said in it is read first, as long as its keys are here.
             self.read_to_the_end(&name).await?;
             let tree = self.tree(&name, welcome.epoch_seq).await?;
-            let joined = self.step(|step, context| {
-                // Another process of this profile may have used it meanwhile, and its state is not to be lost.
-                if join::known(step, &name, welcome.seq)? {
-                    return Ok(false);
-                }
-                let work = || join::welcome(step, context, welcome, tree);
-                match step.attempt(|| guarded(work)) {
-                    Err(CoreError::Store(error)) => Err(error.into()),
-                    // Never to be used: the group is known, and a rejoin may help.
-                    Err(error) => {
-                        join::failed(step, welcome, &name, &error.to_string()).map(|()| false)
-                    }
-                    Ok(_) => Ok(true),
-                }
-            })?;
-            joined.then(|| name.clone())
+            self.enter(welcome, &name, tree)?.then(|| name.clone())
         };
         fault::point("before-welcome-ack");
         let request = AckWelcomesRequest {
@@ -453,5 +441,28 @@ impl Member {
         .await?;
         fault::point("after-welcome-ack");
         Ok(joined)
+    }
+
+    /// Uses a Welcome with the tree of its epoch; false where nothing came of it: another process of this profile has used it meanwhile, whose state is
+    /// not to be lost, or it can never be used, and the group waits for a rejoin.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn enter(
+        &self,
+        welcome: &Welcome,
+        name: &GroupName,
+        tree: RatchetTreeIn,
+    ) -> Result<bool, Failure> {
+        self.step(|step, context| {
+            if join::known(step, name, welcome.seq)? {
+                return Ok(false);
+            }
+            match step.attempt(|| guarded(|| join::welcome(step, context, welcome, tree))) {
+                Err(CoreError::Store(error)) => Err(error.into()),
+                Err(error) => join::failed(step, welcome, name, &error.to_string()).map(|()| false),
+                Ok(_) => Ok(true),
+            }
+        })
     }
 }

@@ -1,0 +1,145 @@
+//! Ending a group and going on in a new one. What was begun is kept until everybody who can be is in the new one: the old one's members could not come
+//! into it by themselves, and its roster is gone with it.
+
+use chancery_proto::delivery::v1::Replaces;
+use openmls::prelude::Ciphersuite;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Member,
+    commit::{Committed, Tally, finished},
+    directory::Name,
+};
+use crate::{
+    core::{
+        CoreError, group,
+        records::{self, GroupName, GroupState},
+    },
+    failure::Failure,
+    fault,
+    store::Step,
+};
+
+/// By the old group's name.
+const SPACE: &str = "replacing";
+
+/// A replacement under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Replacing {
+    old: GroupName,
+    successor: GroupName,
+    others: Vec<Name>,
+}
+
+impl Member {
+    /// Ends a group and goes on in a new one, with every member that has a KeyPackage. For a group that is beyond repair: the first successor wins.
+    /// Repeated after a crash it goes on with the successor that it had begun, and so does `sync`.
+    ///
+    /// # Errors
+    /// The refusal, no answer, a group that was replaced before, or the store.
+    pub async fn replace(&self, name: &GroupName) -> Result<Committed, Failure> {
+        let begun = self.step(|step, _| Ok(step.get(SPACE, name.to_string().as_bytes())?))?;
+        let replacing = match begun {
+            Some(replacing) => replacing,
+            None => {
+                // A log that cannot be followed is replaced all the same.
+                self.read_up(name).await?;
+                self.step(|step, context| {
+                    let others = others(step, context, name)?;
+                    self.begin(step, context, name, others)
+                })?
+            }
+        };
+        self.go_on(&replacing).await
+    }
+
+    /// Goes on with what a crash left half done.
+    pub(super) async fn replace_on(&self) -> Result<(), Failure> {
+        let begun: Vec<(Vec<u8>, Replacing)> =
+            self.step(|step, _| Ok(step.list(SPACE, b"", b"", usize::MAX)?))?;
+        for (_, replacing) in begun {
+            super::heal::unless_refused(self.go_on(&replacing).await)?;
+        }
+        Ok(())
+    }
+
+    /// The new group and what is to be done with it, in one step.
+    fn begin(
+        &self,
+        step: &Step<'_>,
+        context: crate::core::Context<'_>,
+        name: &GroupName,
+        (suite, others): (Ciphersuite, Vec<Name>),
+    ) -> Result<Replacing, CoreError> {
+        let successor = GroupName {
+            domain: name.domain.clone(),
+            id: [self.new_id(), self.new_id()].concat(),
+        };
+        let replaces = Replaces {
+            group: Some(name.to_ref()),
+            head_seq: records::known(step, name)?.head_seq,
+        };
+        let id = self.new_id();
+        group::create(step, context, &successor, suite, id, Some(replaces))?;
+        let replacing = Replacing {
+            old: name.clone(),
+            successor,
+            others,
+        };
+        step.put(SPACE, name.to_string().as_bytes(), &replacing)?;
+        Ok(replacing)
+    }
+
+    async fn go_on(&self, replacing: &Replacing) -> Result<Committed, Failure> {
+        let (old, successor) = (&replacing.old, &replacing.successor);
+        fault::point("before-send");
+        let mut tally = Tally::default();
+        let created = match self.settle(successor, &mut tally).await {
+            // Another successor was first, say: this one is nothing.
+            Err(failure @ Failure::Refused(_)) => {
+                self.give_up(old)?;
+                return Err(failure);
+            }
+            other => other?,
+        };
+        fault::point("between-create-and-add");
+        self.read_up(old).await?;
+        let done = match self.add(successor, &replacing.others).await {
+            // Alone, or everybody is in.
+            Err(Failure::Core(CoreError::Nothing)) => {
+                finished(successor.clone(), created, tally, Vec::new())
+            }
+            other => other,
+        };
+        // Where nobody had a KeyPackage, it is tried again.
+        if matches!(done, Ok(_) | Err(Failure::Refused(_))) {
+            self.give_up(old)?;
+        }
+        done
+    }
+
+    /// Nothing more is to be done.
+    fn give_up(&self, old: &GroupName) -> Result<(), Failure> {
+        self.step(|step, _| Ok(step.delete(SPACE, old.to_string().as_bytes())?))
+    }
+}
+
+/// Who is to come along, and the suite that they are used to.
+fn others(
+    step: &Step<'_>,
+    context: crate::core::Context<'_>,
+    name: &GroupName,
+) -> Result<(Ciphersuite, Vec<Name>), CoreError> {
+    let record = records::known(step, name)?;
+    if let GroupState::Replaced(_) = record.state {
+        return Err(CoreError::State(record.state.name().into()));
+    }
+    let mls_group = group::load(step, name)?;
+    let own = &context.identity.person;
+    let others = group::roster(&mls_group)?
+        .into_iter()
+        .map(|(_, person)| person)
+        .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
+        .map(|p| (p.domain, p.device));
+    Ok((mls_group.ciphersuite(), others.collect()))
+}
