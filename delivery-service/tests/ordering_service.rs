@@ -1,5 +1,6 @@
 //! The service on PostgreSQL, two nodes in turn, against the naive model of `ordering.rs`: the same requests, the same answers. Fewer cases, each with real
 //! transactions; a case that fails is made smaller by proptest.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod naive;
 mod support;

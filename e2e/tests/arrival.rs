@@ -1,4 +1,5 @@
 //! What arrives in another order than one would wish, or too late.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod support;
 

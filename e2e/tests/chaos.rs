@@ -1,8 +1,9 @@
 //! The running system under fire, in short; and every server that is broken on purpose, caught.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use e2e::chaos::{self, Options, Run, check::Counts, double::Broken};
+use e2e::chaos::{self, Options, check::Counts, double::Broken};
 
 /// Each run wants the machine for itself.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -11,37 +12,31 @@ fn machine() -> MutexGuard<'static, ()> {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn play(options: &Options) -> Run {
-    let folder = tempfile::Builder::new()
-        .prefix("chancery-chaos-")
-        .tempdir()
-        .unwrap();
-    let run = chaos::play(folder.path(), options).unwrap();
-    let wanted = options.broken.is_some() || run.verdict.findings.is_empty();
-    if !wanted {
-        println!("kept: {}", folder.keep().display());
-    }
-    run
+fn folder() -> tempfile::TempDir {
+    let prefixed = tempfile::Builder::new().prefix("chancery-chaos-").tempdir();
+    prefixed.unwrap()
 }
 
 #[test]
 fn twenty_faults_cost_nothing() {
     let _machine = machine();
-    let run = play(&Options::whole(20, 1));
-    assert!(
-        run.verdict.findings.is_empty(),
-        "{:#?}",
-        run.verdict.findings
-    );
+    let folder = folder();
+    let run = chaos::play(folder.path(), &Options::whole(20, 1)).unwrap();
+    let verdict = &run.verdict;
+    if !verdict.findings.is_empty() {
+        let kept = folder.keep();
+        panic!("{:#?}, kept: {}", verdict.findings, kept.display());
+    }
     assert_eq!(run.done.faults, 20);
-    assert!(run.verdict.counts.acknowledged >= 20, "{:?}", run.verdict);
-    assert!(run.verdict.counts.members_agree);
+    assert!(verdict.counts.acknowledged >= 20, "{verdict:?}");
+    assert!(verdict.counts.members_agree);
 }
 
 /// The checker finds what this server does, and the server did it.
 fn caught(broken: Broken, faults: u64, figure: impl Fn(&Counts) -> u64) {
     let _machine = machine();
-    let run = play(&Options::broken(broken, faults, 1));
+    let folder = folder();
+    let run = chaos::play(folder.path(), &Options::broken(broken, faults, 1)).unwrap();
     assert_eq!(run.unused, Vec::<&str>::new(), "it was not broken at all");
     assert!(figure(&run.verdict.counts) > 0, "{:#?}", run.verdict);
 }
