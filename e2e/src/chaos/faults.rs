@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -120,13 +120,14 @@ const AIM: Duration = Duration::from_secs(2);
 /// Does so many faults.
 ///
 /// # Errors
-/// Nothing is left that a fault could hit.
+/// Nothing is left that a fault could hit, or somebody interrupted it.
 pub fn storm(
     servers: &Servers,
     crowd: &Crowd,
     faults: u64,
     mix: &[(Kind, u32)],
     rng: &mut Rng,
+    interrupted: &AtomicBool,
 ) -> anyhow::Result<Done> {
     std::thread::scope(|scope| {
         let mut done = Done::default();
@@ -153,6 +154,7 @@ pub fn storm(
                 None => blanks += 1,
             }
             anyhow::ensure!(blanks < BLANKS, "nothing is left that a fault could hit");
+            anyhow::ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
             std::thread::sleep(Duration::from_millis(rng.u64(50..500)));
         }
         Ok(done)

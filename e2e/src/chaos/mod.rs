@@ -4,7 +4,7 @@
 //! |---|---|
 //! | this one | a run from its beginning to its end |
 //! | [`servers`] | PostgreSQL, an Authentication Service, two nodes of the Delivery Service, started again whenever they end |
-//! | [`line`] | the lines between processes, and their weather |
+//! | [`mod@line`] | the lines between processes, and their weather |
 //! | [`people`] | the workload: every command of a device is a process |
 //! | [`witness`] | raw subscriptions |
 //! | [`faults`] | what is done to them |
@@ -35,6 +35,7 @@ use std::{
 use anyhow::Context as _;
 use fastrand::Rng;
 use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{device::Device, programs::Programs, story::world::each};
 use check::Verdict;
@@ -131,7 +132,9 @@ pub fn play(folder: &Path, options: &Options) -> anyhow::Result<Run> {
         folder,
         options,
         double,
+        interrupted: Arc::default(),
     };
+    stage.end_on_signals();
     let done = std::thread::scope(|scope| {
         let supervising = scope.spawn(|| stage.servers.supervise(&stage.recorder));
         let done = stage.perform();
@@ -161,9 +164,23 @@ struct Stage<'a> {
     recorder: Arc<Recorder>,
     runtime: tokio::runtime::Runtime,
     double: Option<Arc<Double>>,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Stage<'_> {
+    /// Whoever loses patience leaves no PostgreSQL and no disk behind.
+    fn end_on_signals(&self) {
+        for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+            let interrupted = self.interrupted.clone();
+            self.runtime.spawn(async move {
+                if let Ok(mut signals) = signal(kind) {
+                    signals.recv().await;
+                    interrupted.store(true, Ordering::Relaxed);
+                }
+            });
+        }
+    }
+
     /// Everything between the servers' start and their end.
     fn perform(&self) -> anyhow::Result<Done> {
         self.servers.wait()?;
@@ -231,7 +248,8 @@ impl Stage<'_> {
                 lives.push(scope.spawn(move || crowd.listen(index)));
             }
             let (faults, mix) = (self.options.faults, self.options.mix);
-            let done = faults::storm(&self.servers, crowd, faults, mix, &mut rng);
+            let interrupted = &self.interrupted;
+            let done = faults::storm(&self.servers, crowd, faults, mix, &mut rng, interrupted);
             faults::fair_weather(&self.servers, crowd);
             crowd.over.store(true, Ordering::Relaxed);
             for person in &crowd.people {
