@@ -58,6 +58,14 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub void_after_seconds: u32,
+    /// How long the maker of a voided Commit begins no epoch where none of another device settles meanwhile; with one it may at once.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_BAR_SECONDS",
+        default_value_t = 300,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub bar_seconds: u32,
     /// Difference between clocks that is forgiven.
     #[arg(long, env = "CHANCERY_DS_CLOCK_LEEWAY_SECONDS", default_value_t = 60)]
     pub clock_leeway_seconds: u32,

@@ -262,6 +262,8 @@ pub struct Commit {
     pub group_info_fits: bool,
     /// The tree with this Commit's changes hashes to the GroupInfo's tree hash.
     pub tree_fits: bool,
+    /// The caller was barred so long ago that it may begin an epoch again, whatever has settled since.
+    pub bar_is_over: bool,
     /// Members before and after that are of another user.
     pub other_users: bool,
     /// Other devices that are members before and after.

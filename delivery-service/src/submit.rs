@@ -61,13 +61,16 @@ pub async fn submit_commit(
 ) -> Result<SubmitCommitResponse, Error> {
     let commit = Arc::new(commit);
     let who = caller.clone();
-    let lifetime = u64::from(node.config.limits.welcome_lifetime_seconds);
+    let times = Times {
+        welcome_lifetime_seconds: node.config.limits.welcome_lifetime_seconds.into(),
+        bar_seconds: node.config.bar_seconds,
+    };
     let shared = commit.clone();
     let result = node
         .db
         .run_tx("submit_commit", move |tx| {
             let (commit, who) = (shared.clone(), who.clone());
-            Box::pin(async move { commit_in(tx, &who, &commit, lifetime).await })
+            Box::pin(async move { commit_in(tx, &who, &commit, times).await })
         })
         .await
         .map_err(flatten);
@@ -175,17 +178,24 @@ async fn named_epoch(
     })
 }
 
+/// What the options say about how long things last.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    welcome_lifetime_seconds: u64,
+    bar_seconds: u32,
+}
+
 async fn commit_in(
     tx: Tx<'_>,
     caller: &Caller,
     commit: &PreparedCommit,
-    welcome_lifetime_seconds: u64,
+    times: Times,
 ) -> TxResult<CommitResult> {
     let Some(head) = store::groups::lock(tx, &commit.group).await? else {
         return Err(TxError::Rejected(Error::no_group()));
     };
     let (group, now) = read_group(tx, &commit.group, commit.message_id, caller.key, head).await?;
-    let facts = commit_facts(tx, caller, commit, &group.head).await?;
+    let facts = commit_facts(tx, caller, commit, &group, times.bar_seconds).await?;
     let append = match group
         .decide(&Command::Commit(facts), now)
         .map_err(rejected)?
@@ -208,7 +218,7 @@ async fn commit_in(
         payload: &commit.commit,
     };
     let head = append_entry(tx, &commit.group, &group.head, &append, body).await?;
-    write_epoch(tx, commit, &head, welcome_lifetime_seconds).await?;
+    write_epoch(tx, commit, &head, times.welcome_lifetime_seconds).await?;
     let first_message = match &commit.first_message {
         None => None,
         Some(first) => {
@@ -273,9 +283,14 @@ async fn commit_facts(
     tx: Tx<'_>,
     caller: &Caller,
     commit: &PreparedCommit,
-    head: &Head,
+    state: &Group,
+    bar_seconds: u32,
 ) -> TxResult<group::Commit> {
-    let group = &commit.group;
+    let (group, head) = (&commit.group, &state.head);
+    let bar_is_over = match state.caller.and_then(|membership| membership.barred_seq) {
+        Some(seq) => store::recovery::bar_is_over(tx, group, seq, bar_seconds).await?,
+        None => false,
+    };
     let added_keys: Vec<DeviceKey> = commit.added.iter().map(|(key, _)| *key).collect();
     let removed_keys: Vec<DeviceKey> = commit.removed.iter().map(|(key, _)| *key).collect();
     if commit.is_external() {
@@ -349,6 +364,7 @@ async fn commit_facts(
         welcomed: welcomed(tx, commit).await?,
         group_info_fits: commit.group_info_fits,
         tree_fits: commit.tree_fits,
+        bar_is_over,
         other_users,
         other_devices,
     })

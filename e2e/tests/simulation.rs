@@ -64,3 +64,21 @@ fn what_is_built_on_a_bad_commit_silences_nobody() {
 fn the_maker_of_a_voided_commit_comes_back() {
     assert_good([5, 6]);
 }
+
+/// A device that was added again came back from outside before it had used its Welcome, and what was said in between stayed closed to it.
+#[test]
+fn whoever_comes_back_from_outside_uses_its_welcome_first() {
+    assert_good([1073, 1384]);
+}
+
+/// A device gave up its state before it had read what only that state could open.
+#[test]
+fn whoever_gives_up_its_state_reads_with_it_first() {
+    assert_good([1356, 1755]);
+}
+
+/// The maker of a voided Commit was the only one who could have settled the next one.
+#[test]
+fn a_bar_ends_where_nobody_else_could_end_it() {
+    assert_good([1359, 1825]);
+}

@@ -135,6 +135,7 @@ impl Facts<'_> {
             tree_fits: self.octet() % 8 != 7,
             other_users: self.yes(),
             other_devices: self.yes(),
+            bar_is_over: self.octet() % 8 == 7,
         }
     }
 }

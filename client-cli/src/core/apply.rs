@@ -249,11 +249,14 @@ fn apply(
 }
 
 /// Framed in an epoch before the Commit that cannot be merged.
+/// With the state that read them still there: an external Commit under way has put its own in its place.
 fn before_trouble(record: &GroupRecord, entry: &Entry) -> bool {
-    record
-        .trouble
+    let replaced = record
+        .pending
         .as_ref()
-        .is_some_and(|trouble| entry.epoch_seq < trouble.seq)
+        .is_some_and(|pending| pending.operation == Operation::External);
+    let trouble = record.trouble.as_ref();
+    !replaced && trouble.is_some_and(|trouble| entry.epoch_seq < trouble.seq)
 }
 
 /// Nothing more is known of devices that are no longer in.

@@ -266,6 +266,12 @@ impl Member {
     /// # Errors
     /// The refusal (the policy may not allow it), no answer, or the store.
     pub async fn rejoin(&self, name: &GroupName) -> Result<Committed, Failure> {
+        // What only the state that is given up can read is read with it, and a Welcome that waits opens what was said since.
+        let known = self.step(|step, _| Ok(records::group(step, name)?))?;
+        if known.is_none_or(|record| record.state == GroupState::Removed) {
+            self.join_all().await?;
+        }
+        self.read_to_the_end(name).await?;
         let mut tally = Tally::default();
         loop {
             let known = self.step(|step, _| Ok(records::group(step, name)?))?;

@@ -218,7 +218,7 @@ impl Member {
     }
 
     /// The same for a group that may not be known, or may not be readable any more.
-    async fn read_to_the_end(&self, name: &GroupName) -> Result<(), Failure> {
+    pub(super) async fn read_to_the_end(&self, name: &GroupName) -> Result<(), Failure> {
         let known = self.step(|step, _| Ok(records::group(step, name)?))?;
         if known.is_none() {
             return Ok(());

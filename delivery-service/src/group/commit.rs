@@ -11,7 +11,7 @@ impl Group {
         self.check_id_free()?;
         self.check_open()?;
         self.check_epoch_of_commit(commit)?;
-        self.check_not_barred()?;
+        self.check_not_barred(commit)?;
         self.check_history(commit)?;
         if commit.kind == CommitKind::Member {
             self.check_removals_done(commit)?;
@@ -51,10 +51,13 @@ impl Group {
         Ok(())
     }
 
-    /// Until the Commit of another device has settled: a device that is barred begins no epoch, so the next one to settle is another's.
-    fn check_not_barred(&self) -> Result<(), Rejection> {
+    /// Until the Commit of another device has settled: a device that is barred begins no epoch, so the next one to settle is another's. Where nobody is left
+    /// who could settle one, time ends the bar.
+    fn check_not_barred(&self, commit: &Commit) -> Result<(), Rejection> {
         match self.caller.and_then(|membership| membership.barred_seq) {
-            Some(seq) if self.head.settled_seq < seq => Err(Rejection::CommitterBarred),
+            Some(seq) if self.head.settled_seq < seq && !commit.bar_is_over => {
+                Err(Rejection::CommitterBarred)
+            }
             _ => Ok(()),
         }
     }

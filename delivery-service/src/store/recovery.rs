@@ -235,3 +235,20 @@ pub async fn replace_group_info(
     )
     .await
 }
+
+/// Whether a bar that began with the VOID entry `void_seq` is over by time.
+pub async fn bar_is_over(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    void_seq: u64,
+    bar_seconds: u32,
+) -> Result<bool, Error> {
+    let sql = "/* recovery::bar_is_over */ SELECT accepted_at + $3 * interval '1 second' <= clock_timestamp() FROM log \
+               WHERE group_id = $1 AND seq = $2";
+    let seconds = f64::from(bar_seconds);
+    let row = tx
+        .query_opt(sql, &[&group, &signed(void_seq), &seconds])
+        .await?;
+    // A VOID entry that is past retention is long ago.
+    Ok(row.is_none_or(|row| row.get(0)))
+}

@@ -202,6 +202,7 @@ impl Model {
                 },
                 group_info_fits: true,
                 tree_fits: true,
+                bar_is_over: false,
                 other_users: (0..DEVICES).any(|n| stays(&n) && user(n) != user(by)),
                 other_devices: (0..DEVICES).any(|n| stays(&n)),
             })

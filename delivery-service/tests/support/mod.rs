@@ -7,6 +7,7 @@
 )]
 
 pub mod forge;
+pub mod trio;
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},

@@ -506,6 +506,7 @@ impl Server {
             welcomed: Vec::new(),
             group_info_fits: true,
             tree_fits: true,
+            bar_is_over: false,
             other_users: others > 0,
             other_devices: others > 0,
         })

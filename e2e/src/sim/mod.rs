@@ -459,7 +459,9 @@ impl World {
                     self.note(n, "send", sent);
                 }
             }
-            tokio::time::sleep(Duration::from_secs(13)).await;
+            // Longer than any bar, once.
+            let pause = if round == QUIET_ROUNDS / 2 { 310 } else { 13 };
+            tokio::time::sleep(Duration::from_secs(pause)).await;
         }
         for n in 0..self.slots.len() {
             if self.slots[n].revoked_at.is_none() {

@@ -40,10 +40,11 @@ impl Service {
         let content_hash: [u8; 32] = Sha256::digest(request.encode_to_vec()).into();
         let now = self.now();
         self.tables(|tables| {
-            let facts = parsed.facts(tables, &id, who, request, content_hash)?;
+            let mut facts = parsed.facts(tables, &id, who, request, content_hash)?;
             let packages = tables.packages.clone();
             let revoked = tables.revoked.contains_key(&who.device);
             let room = self::room(tables, &id)?;
+            facts.bar_is_over = room.bar_is_over(who, now);
             let prior = room.prior(who, &parsed.message_id);
             let group = room.group(who, revoked, prior);
             let decided = group.decide(&Command::Commit(facts), now);
@@ -221,6 +222,7 @@ impl Parsed {
             tree_fits: suite.is_none_or(|suite| tree.hash(suite) == self.group_info.tree_hash),
             other_users,
             other_devices,
+            bar_is_over: false,
         })
     }
 

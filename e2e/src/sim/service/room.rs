@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 use super::{Epoch, Logged, Room, Row, Who, reference};
 
+/// As the service's option has it by default.
+const BAR_MICROS: i64 = 300_000_000;
+
 impl Room {
     pub(super) fn row(&self, device: Uuid) -> Option<&Row> {
         self.rows
@@ -23,6 +26,14 @@ impl Room {
     /// Is it in the roster?
     pub fn is_member(&self, device: Uuid) -> bool {
         self.row(device).is_some()
+    }
+
+    /// Is a bar of this device over by time?
+    pub(super) fn bar_is_over(&self, who: Who, now: i64) -> bool {
+        let barred = self.row(who.device).and_then(|row| row.barred);
+        let place = barred.and_then(|seq| usize::try_from(seq - 1).ok());
+        let void = place.and_then(|place| self.log.get(place));
+        void.is_some_and(|void| void.entry.accepted_at_micros + BAR_MICROS <= now)
     }
 
     pub(super) fn intervals(&self, device: Uuid) -> Vec<Interval> {
