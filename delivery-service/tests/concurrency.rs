@@ -118,6 +118,43 @@ async fn waiting(world: &World, sessions: i64) {
     }
 }
 
+/// Field lessons: a number is given out before its COMMIT, and a lock that cannot be had in time is told as a refusal.
+#[tokio::test]
+async fn an_open_transaction_shows_no_number_and_whoever_waits_too_long_is_told_to_come_back() {
+    let world = World::start(2, &[]).await;
+    let (a, b) = (world.device(Uuid::new_v4()), world.device(Uuid::new_v4()));
+    let mut group = Group::create(&world, &a).await;
+    group.add(&world, &a, &[&a, &b], &[&b]).await;
+    let (mut holder, connection) =
+        tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    // Somebody took the next number, wrote its entry, and has not come to COMMIT.
+    let open = holder.transaction().await.unwrap();
+    let next = i64::try_from(group.seq + 1).unwrap();
+    for sql in [
+        "SELECT 1 FROM group_heads WHERE group_id = $1 AND head_seq < $2 FOR NO KEY UPDATE",
+        "INSERT INTO log SELECT group_id, $2::bigint, epoch, epoch_seq, kind, gen_random_uuid(), accepted_at, content_hash, chain, payload \
+         FROM log WHERE group_id = $1 AND seq = $2::bigint - 1",
+        "UPDATE group_heads SET head_seq = $2 WHERE group_id = $1",
+    ] {
+        open.execute(sql, &[&group.id, &next]).await.unwrap();
+    }
+    let message = group.message(Uuid::new_v4(), 1);
+    let told = send(&world, &b, message.clone()).await.unwrap_err();
+    assert_eq!(reason(&told), Reason::Busy, "it surely did not land");
+    let seen = log(&world, &b, &group).await.unwrap();
+    assert_eq!(seen.last().unwrap().seq, group.seq);
+    open.rollback().await.unwrap();
+    // The number is given once, to the same bytes.
+    let sent = send(&world, &b, message.clone()).await.unwrap();
+    assert_eq!((sent.seq, sent.replayed), (group.seq + 1, false));
+    let again = send(&world, &b, message).await.unwrap();
+    assert_eq!((again.seq, again.replayed), (sent.seq, true));
+    audit(&log(&world, &b, &group).await.unwrap());
+}
+
 #[tokio::test]
 async fn subscribers_see_every_entry_once_while_eight_write_and_streams_are_cut() {
     let world = World::start(2, &[]).await;
