@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Context, CoreError, check, group, guarded,
     identity::person_of,
-    mls,
+    mls, outbox,
     pending::{self, EntryStep},
     records::{
         self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
@@ -347,13 +347,13 @@ fn own(
     written: &mut JournalEntry,
 ) -> Result<bool, CoreError> {
     let id = one.entry.message_id.as_ref();
-    if let Some(mut message) = records::outgoing(step, &record.name, id)? {
+    if let Some(mut message) = outbox::get(step, &record.name, id)? {
         written.text = Some(message.text.clone());
         written.own = true;
         written.sender = Some(context.identity.person.clone());
         if message.accepted.is_none() {
             message.accepted = Some(accepted_by_log(record, one, written));
-            records::put_outgoing(step, &record.name, id, &message)?;
+            outbox::put(step, &record.name, id, &message)?;
         }
         return Ok(true);
     }

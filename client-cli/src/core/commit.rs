@@ -12,9 +12,8 @@ use super::{
     Context, CoreError, group, guarded,
     identity::{members, person_of},
     mls,
-    records::{
-        self, GroupName, GroupRecord, GroupState, Intent, Operation, Outgoing, Pending, Person,
-    },
+    outbox::{self, Outgoing},
+    records::{self, GroupName, GroupRecord, GroupState, Intent, Operation, Pending, Person},
 };
 use crate::store::Step;
 
@@ -299,7 +298,7 @@ pub fn message(
         epoch_seq: record.epoch_seq,
         accepted: None,
     };
-    records::put_outgoing(step, &record.name, &message_id, &outgoing)?;
+    outbox::put(step, &record.name, &message_id, &outgoing)?;
     Ok(outgoing)
 }
 

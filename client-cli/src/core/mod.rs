@@ -8,6 +8,7 @@
 //! | [`commit`] | building a Commit with its CommitInfo; an application message |
 //! | [`check`] | what a member refuses in a Commit |
 //! | [`apply`] | entries of the log: process, merge, journal |
+//! | [`outbox`] | messages of this device |
 //! | [`pending`] | what is under way, as a machine without IO |
 //! | [`join`] | by Welcome, by external Commit |
 //! | [`recovery`] | Commits that cannot be merged, Commits taken back |
@@ -19,6 +20,7 @@ pub mod commit;
 pub mod group;
 pub mod identity;
 pub mod join;
+pub mod outbox;
 pub mod pending;
 pub mod records;
 pub mod recovery;

@@ -339,34 +339,6 @@ pub struct ClaimRecord {
     pub devices: Vec<(String, [u8; 16])>,
 }
 
-/// A message of this device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outgoing {
-    /// What it says.
-    pub text: Vec<u8>,
-    /// The encoded request; empty until it was framed.
-    pub request: Vec<u8>,
-    /// The epoch that it was framed in.
-    pub epoch: u64,
-    /// The name of that epoch.
-    pub epoch_seq: u64,
-    /// Set once the server said so, or the log showed it.
-    pub accepted: Option<Accepted>,
-}
-
-impl Outgoing {
-    /// Kept, and not framed: no key was used for it yet.
-    pub fn unframed(text: &[u8]) -> Self {
-        Self {
-            text: text.to_vec(),
-            request: Vec::new(),
-            epoch: 0,
-            epoch_seq: 0,
-            accepted: None,
-        }
-    }
-}
-
 /// An entry as this device made it out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry {
@@ -401,20 +373,18 @@ pub struct JournalEntry {
 }
 
 const GROUPS: &str = "groups";
-const OUTBOX: &str = "outbox";
-const UNSENT: &str = "unsent";
 const JOURNAL: &str = "journal";
 const WELCOMES: &str = "welcomes";
 
-type Done<T = ()> = Result<T, StoreError>;
+pub(super) type Done<T = ()> = Result<T, StoreError>;
 
-fn prefix(group: &GroupName) -> Vec<u8> {
+pub(super) fn prefix(group: &GroupName) -> Vec<u8> {
     let mut key = group.to_string().into_bytes();
     key.push(0);
     key
 }
 
-fn key(group: &GroupName, rest: &[u8]) -> Vec<u8> {
+pub(super) fn key(group: &GroupName, rest: &[u8]) -> Vec<u8> {
     let mut key = prefix(group);
     key.extend_from_slice(rest);
     key
@@ -489,56 +459,6 @@ pub fn delete_group(step: &Step<'_>, name: &GroupName) -> Done {
 pub fn groups(step: &Step<'_>) -> Done<Vec<GroupRecord>> {
     let found = step.list(GROUPS, b"", b"", usize::MAX)?;
     Ok(found.into_iter().map(|(_, record)| record).collect())
-}
-
-/// A message of this device.
-///
-/// # Errors
-/// The store.
-pub fn outgoing(step: &Step<'_>, group: &GroupName, message_id: &[u8]) -> Done<Option<Outgoing>> {
-    step.get(OUTBOX, &key(group, message_id))
-}
-
-/// Writes a message of this device; it counts as unsent until it is accepted.
-///
-/// # Errors
-/// The store.
-pub fn put_outgoing(
-    step: &Step<'_>,
-    group: &GroupName,
-    message_id: &[u8],
-    message: &Outgoing,
-) -> Done {
-    let key = key(group, message_id);
-    step.put(OUTBOX, &key, message)?;
-    if message.accepted.is_none() {
-        step.put(UNSENT, &key, &())
-    } else {
-        step.delete(UNSENT, &key)
-    }
-}
-
-/// Forgets a message that was refused.
-///
-/// # Errors
-/// The store.
-pub fn delete_outgoing(step: &Step<'_>, group: &GroupName, message_id: &[u8]) -> Done {
-    let key = key(group, message_id);
-    step.delete(OUTBOX, &key)?;
-    step.delete(UNSENT, &key)
-}
-
-/// The ids of messages whose outcome is not known.
-///
-/// # Errors
-/// The store.
-pub fn unsent(step: &Step<'_>, group: &GroupName) -> Done<Vec<Vec<u8>>> {
-    let prefix = prefix(group);
-    let found: Vec<(Vec<u8>, ())> = step.list(UNSENT, &prefix, b"", usize::MAX)?;
-    Ok(found
-        .into_iter()
-        .map(|(key, ())| key[prefix.len()..].to_vec())
-        .collect())
 }
 
 /// Keeps the last Welcome of a group as it came, for questions asked later; its keys are gone once it was used.

@@ -14,9 +14,8 @@ use super::{Member, commit::Tally};
 use crate::{
     core::{
         CoreError, group,
-        records::{
-            self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Outgoing, Trouble,
-        },
+        outbox::{self, Outgoing},
+        records::{self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Trouble},
         recovery, removal,
     },
     failure::Failure,
@@ -203,7 +202,7 @@ impl Member {
             for text in texts {
                 // In one step: a crash neither loses a text nor doubles it.
                 let id = self.new_id();
-                records::put_outgoing(step, name, &id, &Outgoing::unframed(&text))?;
+                outbox::put(step, name, &id, &Outgoing::unframed(&text))?;
                 ids.push(id);
             }
             records::put_group(step, &record)?;

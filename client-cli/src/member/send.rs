@@ -10,8 +10,9 @@ use super::{Member, commit::Tally};
 use crate::{
     core::{
         CoreError, commit,
+        outbox::{self, Outgoing},
         pending::{self, MessageStep},
-        records::{self, Accepted, GroupName, GroupState, Outgoing},
+        records::{self, Accepted, GroupName, GroupState},
     },
     failure::Failure,
     fault,
@@ -54,14 +55,14 @@ impl Member {
                 return Err(CoreError::State(record.state.name().to_owned()));
             }
             for (id, text) in messages {
-                match records::outgoing(step, name, id)? {
+                match outbox::get(step, name, id)? {
                     Some(known) if known.text != *text => {
                         return Err(CoreError::State(
                             "asked to use a message_id for another text".into(),
                         ));
                     }
                     Some(_) => {}
-                    None => records::put_outgoing(step, name, id, &Outgoing::unframed(text))?,
+                    None => outbox::put(step, name, id, &Outgoing::unframed(text))?,
                 }
             }
             Ok(())
@@ -82,7 +83,7 @@ impl Member {
         let unframed = self.step(|step, _| {
             let mut unframed = Vec::new();
             for id in ids {
-                let known = records::outgoing(step, name, id)?;
+                let known = outbox::get(step, name, id)?;
                 unframed.extend(
                     known
                         .filter(|o| o.request.is_empty())
@@ -112,7 +113,7 @@ impl Member {
             Err(failure) => {
                 self.step(|step, _| {
                     for (id, _) in &unframed {
-                        records::delete_outgoing(step, name, id)?;
+                        outbox::forget(step, name, id)?;
                     }
                     Ok(())
                 })?;
@@ -143,7 +144,7 @@ impl Member {
         self.frame_unsent(name, &[id]).await?;
         for _ in 0..FRAMINGS {
             let outgoing =
-                self.step(|step, _| records::outgoing(step, name, &id)?.ok_or(CoreError::Unknown))?;
+                self.step(|step, _| outbox::get(step, name, &id)?.ok_or(CoreError::Unknown))?;
             if let Some(accepted) = outgoing.accepted.clone() {
                 let accepted = Accepted {
                     replayed: true,
@@ -197,7 +198,7 @@ impl Member {
             MessageStep::Frame => {}
             MessageStep::Heed if self.heeds(name, &failure).await? => {}
             MessageStep::Done | MessageStep::Heed | MessageStep::Forget => {
-                self.step(|step, _| Ok(records::delete_outgoing(step, name, &id)?))?;
+                self.step(|step, _| Ok(outbox::forget(step, name, &id)?))?;
                 return Err(failure);
             }
         }
@@ -214,7 +215,7 @@ impl Member {
     /// Whether the log holds this message.
     async fn log_shows(&self, name: &GroupName, id: [u8; 16]) -> Result<bool, Failure> {
         self.read_up(name).await?;
-        let shown = self.step(|step, _| Ok(records::outgoing(step, name, &id)?))?;
+        let shown = self.step(|step, _| Ok(outbox::get(step, name, &id)?))?;
         Ok(shown.is_some_and(|outgoing| outgoing.accepted.is_some()))
     }
 
@@ -232,7 +233,7 @@ impl Member {
             if accepted.outcome == i32::from(Outcome::Standing) {
                 records::settled(step, name, outgoing.epoch_seq)?;
             }
-            Ok(records::put_outgoing(step, name, &message_id, &outgoing)?)
+            Ok(outbox::put(step, name, &message_id, &outgoing)?)
         })?;
         Ok(Sent {
             message_id,

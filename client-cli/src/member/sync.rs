@@ -17,7 +17,7 @@ use crate::{
     core::{
         CoreError,
         apply::{self, Page, Received},
-        group, guarded, join,
+        group, guarded, join, outbox,
         records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
     },
     failure::Failure,
@@ -146,7 +146,7 @@ impl Member {
         if let Some(settled) = self.settle(name, &mut Default::default()).await? {
             resolved(settled.message_id, settled.accepted.as_ref());
         }
-        let unsent = self.step(|step, _| Ok(records::unsent(step, name)?))?;
+        let unsent = self.step(|step, _| Ok(outbox::unsent(step, name)?))?;
         for id in unsent {
             let Ok(id) = <[u8; 16]>::try_from(id) else {
                 continue;
