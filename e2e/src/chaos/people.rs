@@ -61,10 +61,8 @@ impl Hand {
     /// Waits for the end; only then is the number given back, and nobody signals it any more.
     fn wait(&self, mut child: Child) -> anyhow::Result<std::process::ExitStatus> {
         if let Some(pid) = Pid::from_raw(child.id().cast_signed()) {
-            waitid(
-                WaitId::Pid(pid),
-                WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-            )?;
+            let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            rustix::io::retry_on_intr(|| waitid(WaitId::Pid(pid), ended))?;
         }
         let mut pid = held(&self.pid);
         *pid = None;
