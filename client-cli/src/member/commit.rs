@@ -266,12 +266,18 @@ impl Member {
     /// # Errors
     /// The refusal (the policy may not allow it), no answer, or the store.
     pub async fn rejoin(&self, name: &GroupName) -> Result<Committed, Failure> {
-        // What only the state that is given up can read is read with it, and a Welcome that waits opens what was said since.
+        // What only the state that is given up can read is read with it, and a Welcome that waits opens what was said since. Not where a return is under
+        // way already: reading would take it over, and it would be made a second time.
         let known = self.step(|step, _| Ok(records::group(step, name)?))?;
-        if known.is_none_or(|record| record.state == GroupState::Removed) {
+        if known
+            .as_ref()
+            .is_none_or(|r| r.state == GroupState::Removed)
+        {
             self.join_all().await?;
         }
-        self.read_to_the_end(name).await?;
+        if known.is_none_or(|record| record.pending.is_none()) {
+            self.read_to_the_end(name).await?;
+        }
         let mut tally = Tally::default();
         loop {
             let known = self.step(|step, _| Ok(records::group(step, name)?))?;
