@@ -287,7 +287,9 @@ async fn commit_facts(
     bar_seconds: u32,
 ) -> TxResult<group::Commit> {
     let (group, head) = (&commit.group, &state.head);
-    let bar_is_over = match state.caller.and_then(|membership| membership.barred_seq) {
+    let barred = state.caller.and_then(|membership| membership.barred_seq);
+    // One that a settled Commit has ended needs no look at the clock.
+    let bar_is_over = match barred.filter(|seq| head.settled_seq < *seq) {
         Some(seq) => store::recovery::bar_is_over(tx, group, seq, bar_seconds).await?,
         None => false,
     };

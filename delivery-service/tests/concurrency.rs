@@ -68,11 +68,7 @@ async fn a_send_that_waited_behind_a_removal_sees_it() {
     let mut group = Group::create(&world, &a).await;
     group.add(&world, &a, &[&a, &b], &[&b]).await;
     // Hold the group's lock, queue the removal first and the send behind it, then let go.
-    let (mut holder, connection) =
-        tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
+    let mut holder = owner(&world).await;
     let held = holder.transaction().await.unwrap();
     held.execute(
         "SELECT 1 FROM group_heads WHERE group_id = $1 FOR UPDATE",
@@ -99,13 +95,19 @@ async fn a_send_that_waited_behind_a_removal_sees_it() {
     assert_eq!(reason(&sent.unwrap_err()), Reason::Group);
 }
 
-/// Until so many sessions of this database wait for a lock.
-async fn waiting(world: &World, sessions: i64) {
+/// A session of the database's owner.
+async fn owner(world: &World) -> tokio_postgres::Client {
     let (client, connection) =
         tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
             .await
             .unwrap();
     tokio::spawn(connection);
+    client
+}
+
+/// Until so many sessions of this database wait for a lock.
+async fn waiting(world: &World, sessions: i64) {
+    let client = owner(world).await;
     loop {
         let row = client
             .query_one("SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = $1", &[&world.db.name()])
@@ -125,11 +127,7 @@ async fn an_open_transaction_shows_no_number_and_whoever_waits_too_long_is_told_
     let (a, b) = (world.device(Uuid::new_v4()), world.device(Uuid::new_v4()));
     let mut group = Group::create(&world, &a).await;
     group.add(&world, &a, &[&a, &b], &[&b]).await;
-    let (mut holder, connection) =
-        tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
+    let mut holder = owner(&world).await;
     // Somebody took the next number, wrote its entry, and has not come to COMMIT.
     let open = holder.transaction().await.unwrap();
     let next = i64::try_from(group.seq + 1).unwrap();

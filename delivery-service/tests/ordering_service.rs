@@ -47,6 +47,7 @@ type Answer = Result<(u64, bool), Status>;
 /// One group whose devices are those of the model.
 struct Case<'a> {
     world: &'a World,
+    db: Db,
     devices: Vec<forge::Device>,
     refs: Vec<Vec<u8>>,
     group: Group,
@@ -76,6 +77,7 @@ impl<'a> Case<'a> {
         }
         Self {
             world,
+            db: Db::connect(&world.db.url(), &PoolOptions::default()).unwrap(),
             group: Group::create(world, &devices[0]).await,
             devices,
             refs,
@@ -91,7 +93,7 @@ impl<'a> Case<'a> {
         &self.devices[usize::try_from(n).unwrap()]
     }
 
-    /// The bytes for a command of the model, and the leaves that it would leave.
+    /// The bytes for a command of the model.
     fn request(&self, by: u128, command: &Command) -> Request {
         // The ids are made of the hash, so that equal commands are equal requests.
         let id = Uuid::from_slice(&hash_of(command)[..16]).unwrap();
@@ -211,10 +213,9 @@ impl<'a> Case<'a> {
     async fn revoke(&mut self, device: u128) {
         self.world.revoke(self.device(device)).await;
         self.model.revoke(device);
-        let db = Db::connect(&self.world.db.url(), &PoolOptions::default()).unwrap();
         let until = Instant::now() + MARKED_WITHIN;
         loop {
-            let client = db.client().await.unwrap();
+            let client = self.db.client().await.unwrap();
             let head = store::groups::head(&**client, &self.group.id).await;
             let head = head.unwrap().unwrap();
             if head.pending_removals == self.model.head.pending_removals {
@@ -296,8 +297,7 @@ impl<'a> Case<'a> {
         head.seq = seq;
         self.model.apply(by, command, seq, head);
         self.requests.push(request);
-        let db = Db::connect(&self.world.db.url(), &PoolOptions::default()).unwrap();
-        let client = db.client().await.unwrap();
+        let client = self.db.client().await.unwrap();
         let chain = store::log::chain_at(&**client, &self.group.id, seq).await;
         (self.group.seq, self.group.chain) = (seq, chain.unwrap().expect("it was accepted"));
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use single_node::NodeFile;
 
 use crate::programs::{Programs, arg, run, text};
@@ -69,8 +70,8 @@ impl Server {
     /// # Errors
     /// They cannot be waited for.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        signal("KILL", self.child.id());
-        signal("KILL", self.node.postgres_pid);
+        signal(Signal::KILL, self.child.id());
+        signal(Signal::KILL, self.node.postgres_pid);
         self.child.wait()?;
         Ok(())
     }
@@ -89,7 +90,7 @@ impl Server {
     /// # Errors
     /// It ends with a failure, or not at all.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        signal("TERM", self.child.id());
+        signal(Signal::TERM, self.child.id());
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -187,9 +188,9 @@ fn launch(
     }
 }
 
-fn signal(signal: &str, pid: u32) {
-    let mut command = Command::new("kill");
-    command.args([format!("-{signal}"), pid.to_string()]);
-    // A process that is gone already is what was wanted.
-    let _gone = command.stderr(Stdio::null()).status();
+fn signal(signal: Signal, pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        // A process that is gone already is what was wanted.
+        let _gone = kill_process(pid, signal);
+    }
 }

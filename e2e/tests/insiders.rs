@@ -283,17 +283,8 @@ async fn key_packages(by: &Member, of: &[&Member]) -> Vec<Vec<u8>> {
         suites: vec![1],
         ..ClaimKeyPackagesRequest::default()
     };
-    let answer = by
-        .delivery(request, async |mut client, request| {
-            let mut parts = client.claim_key_packages(request).await?.into_inner();
-            let mut packages = Vec::new();
-            while let Some(part) = parts.message().await? {
-                packages.extend(part.claims.into_iter().map(|c| c.key_package.to_vec()));
-            }
-            Ok(packages)
-        })
-        .await;
-    answer.unwrap().value
+    let claims = by.ask_for_key_packages(request).await.unwrap();
+    claims.iter().map(|c| c.key_package.to_vec()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

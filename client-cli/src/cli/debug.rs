@@ -238,17 +238,7 @@ async fn claim(member: &Member, device: &str, claim_id: Uuid) -> Result<Value, F
         suites: vec![u16::from(group::SUITES[0]).into()],
         ..ClaimKeyPackagesRequest::default()
     };
-    let claims = member
-        .delivery(request, async |mut client, request| {
-            let mut parts = client.claim_key_packages(request).await?.into_inner();
-            let mut claims = Vec::new();
-            while let Some(part) = parts.message().await? {
-                claims.extend(part.claims);
-            }
-            Ok(claims)
-        })
-        .await?
-        .value;
+    let claims = member.ask_for_key_packages(request).await?;
     let claim = claims.first().ok_or(Failure::Core(CoreError::Unknown))?;
     let outcome = claim.outcome().as_str_name();
     Ok(json!({

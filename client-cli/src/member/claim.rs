@@ -64,7 +64,24 @@ impl Member {
             }),
             for_group: Some(name.to_ref()),
         };
-        let claims = self
+        let claims = self.ask_for_key_packages(request).await?;
+        fault::point("after-claim");
+        let mut claimed = Claimed::default();
+        for claim in claims {
+            claimed.take(claim);
+        }
+        Ok(claimed)
+    }
+
+    /// What the server answers to one claim, device by device.
+    ///
+    /// # Errors
+    /// The refusal, or no answer.
+    pub async fn ask_for_key_packages(
+        &self,
+        request: ClaimKeyPackagesRequest,
+    ) -> Result<Vec<Claim>, Failure> {
+        let answer = self
             .delivery(request, async |mut client, request| {
                 let mut parts = client.claim_key_packages(request).await?.into_inner();
                 let mut claims = Vec::new();
@@ -73,14 +90,8 @@ impl Member {
                 }
                 Ok(claims)
             })
-            .await?
-            .value;
-        fault::point("after-claim");
-        let mut claimed = Claimed::default();
-        for claim in claims {
-            claimed.take(claim);
-        }
-        Ok(claimed)
+            .await?;
+        Ok(answer.value)
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     history::Event,
     line::{Line, Weather},
-    people::{Crowd, Person},
+    people::{Crowd, Hand},
     servers::{Servers, Service},
 };
 
@@ -210,7 +210,7 @@ impl<'a> Fault<'_, '_, 'a> {
                 let choice = self.rng.usize(..);
                 hit(servers.postgres.kill_child(choice), "postgres")
             }
-            Kind::KillClient => self.client(|who, ear| hand(who, ear).signal(Signal::KILL)),
+            Kind::KillClient => self.kill_client(),
             Kind::PauseNode => self.pause(node),
             Kind::PauseAuth => self.pause(&servers.auth),
             Kind::PausePostgres => {
@@ -273,22 +273,29 @@ impl<'a> Fault<'_, '_, 'a> {
         hit(stopped, service.name)
     }
 
-    fn client(&mut self, strike: impl Fn(&'a Person, bool) -> bool) -> Option<String> {
+    /// A command of somebody's, or a `listen`.
+    fn client(&mut self) -> Option<(&'a Hand, String)> {
         let who = self.rng.choice(&self.crowd.people)?;
-        let ear = self.rng.bool();
-        let name = format!("{}{}", who.device.name, if ear { " listen" } else { "" });
-        hit(strike(who, ear), &name)
+        let name = &who.device.name;
+        Some(match self.rng.bool() {
+            true => (&who.ear, format!("{name} listen")),
+            false => (&who.hand, name.clone()),
+        })
+    }
+
+    fn kill_client(&mut self) -> Option<String> {
+        let (hand, name) = self.client()?;
+        hit(hand.signal(Signal::KILL), &name)
     }
 
     fn pause_client(&mut self) -> Option<String> {
-        let who = self.rng.choice(&self.crowd.people)?;
-        let ear = self.rng.bool();
-        let stopped = hand(who, ear).signal(Signal::STOP);
-        self.later(200..3_000, move || {
+        let (hand, name) = self.client()?;
+        let stopped = hand.signal(Signal::STOP);
+        self.later(200..3_000, || {
             // Another of its commands may run by now: it does not mind.
-            hand(who, ear).signal(Signal::CONT);
+            hand.signal(Signal::CONT);
         });
-        hit(stopped, &who.device.name)
+        hit(stopped, &name)
     }
 
     fn skew(&mut self) -> Option<String> {
@@ -316,10 +323,6 @@ impl<'a> Fault<'_, '_, 'a> {
         self.later(500..2_500, || line.set(Weather::Fair, 0));
         hit(true, name)
     }
-}
-
-fn hand(who: &Person, ear: bool) -> &super::people::Hand {
-    if ear { &who.ear } else { &who.hand }
 }
 
 fn hit(hit: bool, target: &str) -> Option<String> {

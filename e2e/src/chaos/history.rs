@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, BufWriter, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -228,7 +228,7 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Record>> {
 ///
 /// # Errors
 /// It is missing or damaged.
-pub fn lines<T: serde::de::DeserializeOwned>(path: &PathBuf) -> anyhow::Result<Vec<T>> {
+pub fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
     let file = File::open(path).with_context(|| format!("{}", path.display()))?;
     BufReader::new(file)
         .lines()

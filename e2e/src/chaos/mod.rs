@@ -11,6 +11,7 @@
 //! | [`history`] | what everybody asked, was answered and saw |
 //! | [`end`] | after the faults: catching up, one more try, writing down what there is to compare |
 //! | [`check`] | the checker, which knows nothing of all that but the files |
+//! | `story` | the history by operations, for the checker |
 //! | [`double`] | servers broken on purpose, which the checker must catch |
 
 pub mod check;
@@ -21,6 +22,7 @@ pub mod history;
 pub mod line;
 pub mod people;
 pub mod servers;
+mod story;
 pub mod witness;
 
 use std::{
