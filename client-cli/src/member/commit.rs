@@ -266,18 +266,7 @@ impl Member {
     /// # Errors
     /// The refusal (the policy may not allow it), no answer, or the store.
     pub async fn rejoin(&self, name: &GroupName) -> Result<Committed, Failure> {
-        // What only the state that is given up can read is read with it, and a Welcome that waits opens what was said since. Not where a return is under
-        // way already: reading would take it over, and it would be made a second time.
-        let known = self.step(|step, _| Ok(records::group(step, name)?))?;
-        if known
-            .as_ref()
-            .is_none_or(|r| r.state == GroupState::Removed)
-        {
-            self.join_all().await?;
-        }
-        if known.is_none_or(|record| record.pending.is_none()) {
-            self.read_to_the_end(name).await?;
-        }
+        self.read_before_return(name).await?;
         let mut tally = Tally::default();
         loop {
             let known = self.step(|step, _| Ok(records::group(step, name)?))?;
@@ -308,6 +297,21 @@ impl Member {
             })?;
             fault::point("before-send");
         }
+    }
+
+    /// Reads what only the state that is about to be given up can read, and then what a waiting Welcome opens: by that reading a device may learn that it was
+    /// removed, and added again. Not where a return is under way already: reading would take it over, and it would be made a second time.
+    async fn read_before_return(&self, name: &GroupName) -> Result<(), Failure> {
+        let known = || self.step(|step, _| Ok(records::group(step, name)?));
+        if known()?.is_some_and(|record| record.pending.is_some()) {
+            return Ok(());
+        }
+        self.read_to_the_end(name).await?;
+        if known()?.is_none_or(|record| record.state == GroupState::Removed) {
+            self.join_all().await?;
+            self.read_to_the_end(name).await?;
+        }
+        Ok(())
     }
 
     /// The same on a person's word: other copies of this profile that were seen before are forgiven.
