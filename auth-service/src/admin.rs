@@ -167,7 +167,7 @@ impl Admin {
         let size = page_size(&self.node, request.page_size)?;
         let after = read_list_token(&request.page_token)?;
         let client = self.node.db.client().await?;
-        let found = store::invitations::list(&**client, after, size).await?;
+        let found = store::invitations::list(&client, after, size).await?;
         let next_page_token = match found.last() {
             Some(last) if i64::try_from(found.len()) == Ok(size) => {
                 let mut token = micros(last.created_at).to_be_bytes().to_vec();
@@ -197,7 +197,7 @@ impl Admin {
         let size = page_size(&self.node, request.page_size)?;
         let after = read_page_token(&request.page_token)?;
         let client = self.node.db.client().await?;
-        let users = store::users::list(&**client, &after, size).await?;
+        let users = store::users::list(&client, &after, size).await?;
         Ok(ListUsersResponse {
             next_page_token: next_page_token(&users, size),
             users: users
@@ -210,7 +210,7 @@ impl Admin {
     async fn audit(&self, request: ListAuditRequest) -> Result<ListAuditResponse, Error> {
         let size = page_size(&self.node, request.page_size)?;
         let client = self.node.db.client().await?;
-        let lines = store::feed::audit_after(&**client, request.after_seq, size).await?;
+        let lines = store::feed::audit_after(&client, request.after_seq, size).await?;
         let entries = lines.into_iter().map(|line| AuditEntry {
             seq: line.seq,
             at_micros: micros(line.at),

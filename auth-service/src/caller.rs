@@ -29,7 +29,7 @@ pub async fn admit(node: &Node, metadata: &MetadataMap) -> Result<Caller, Error>
         )
     })?;
     let client = node.db.client().await?;
-    let (now, _) = store::clock(&**client).await?;
+    let (now, _) = store::clock(&client).await?;
     let claims = token::verify_access(
         token,
         &node.keys.token_key,
@@ -45,7 +45,7 @@ pub async fn admit(node: &Node, metadata: &MetadataMap) -> Result<Caller, Error>
     })?;
     let invalid = || Error::refused(Reason::TokenInvalid, "the token is not valid");
     let id: Uuid = claims.device.parse().map_err(|_| invalid())?;
-    let device = store::devices::find(&**client, id)
+    let device = store::devices::find(&client, id)
         .await?
         .ok_or_else(invalid)?;
     standing(&device)?;

@@ -92,7 +92,7 @@ pub async fn search(
     let size = page_size(node, request.page_size)?;
     let after = read_page_token(&request.page_token)?;
     let client = node.db.client().await?;
-    let users = store::users::search(&**client, &beginnings, &after, size).await?;
+    let users = store::users::search(&client, &beginnings, &after, size).await?;
     Ok(SearchDirectoryResponse {
         next_page_token: next_page_token(&users, size),
         users: users
@@ -118,7 +118,7 @@ fn user_ids(node: &Node, users: &[UserRef]) -> Result<Vec<Uuid>, Error> {
 pub async fn users(node: &Node, request: &GetUsersRequest) -> Result<Vec<v1::User>, Error> {
     let ids = user_ids(node, &request.users)?;
     let client = node.db.client().await?;
-    let users = store::users::by_ids(&**client, &ids).await?;
+    let users = store::users::by_ids(&client, &ids).await?;
     Ok(users
         .into_iter()
         .map(|user| shown(&node.config.domain, user))
@@ -132,12 +132,12 @@ pub async fn users(node: &Node, request: &GetUsersRequest) -> Result<Vec<v1::Use
 pub async fn devices(node: &Node, request: &GetDevicesRequest) -> Result<Vec<v1::Device>, Error> {
     let ids = user_ids(node, &request.users)?;
     let client = node.db.client().await?;
-    let known = store::users::by_ids(&**client, &ids).await?;
+    let known = store::users::by_ids(&client, &ids).await?;
     if ids.len() < request.users.len() || ids.iter().any(|id| !known.iter().any(|u| u.id == *id)) {
         return Err(Error::refused(Reason::User, "no such user"));
     }
-    let (now, _) = store::clock(&**client).await?;
-    let devices = store::devices::of_users(&**client, &ids).await?;
+    let (now, _) = store::clock(&client).await?;
+    let devices = store::devices::of_users(&client, &ids).await?;
     Ok(devices
         .into_iter()
         .map(|device| shown_device(&node.config.domain, device, now))

@@ -135,6 +135,6 @@ pub async fn serve(
 async fn begin(db: &Db) -> anyhow::Result<time::OffsetDateTime> {
     migrate::check(db, &MIGRATIONS).await?;
     let client = db.client().await?;
-    let (now, _) = store::clock(&**client).await.map_err(DbError::from)?;
+    let (now, _) = store::clock(&client).await.map_err(DbError::from)?;
     Ok(now)
 }

@@ -45,7 +45,7 @@ pub async fn by_user(
     let device = device_id(node, request.device.as_ref())?;
     let content = signed::revoke((&node.config.domain, device.as_bytes()), request.expires_at);
     let client = node.db.client().await?;
-    let (now, _) = store::clock(&**client).await?;
+    let (now, _) = store::clock(&client).await?;
     let left = request.expires_at.saturating_sub(now.unix_timestamp());
     let leeway = i64::from(node.config.clock_leeway_seconds);
     let key = &caller.device.public_key;
@@ -57,7 +57,7 @@ pub async fn by_user(
             "the signature is not valid",
         ));
     }
-    let owned = store::devices::find(&**client, device)
+    let owned = store::devices::find(&client, device)
         .await?
         .is_some_and(|device| device.user == caller.device.user);
     drop(client);
@@ -115,12 +115,12 @@ pub async fn check(
     Error::within("csr_bytes", limit, request.certificate.len())?;
     Error::within("csr_bytes", limit, request.successor.len())?;
     let client = node.db.client().await?;
-    let (now, _) = store::clock(&**client).await?;
+    let (now, _) = store::clock(&client).await?;
     let at = match request.at {
         0 => now.unix_timestamp(),
         at => at,
     };
-    let known = store::devices::by_certificate(&**client, &request.certificate).await?;
+    let known = store::devices::by_certificate(&client, &request.certificate).await?;
     let verdict = match &known {
         None => Verdict::Unknown,
         Some(device) if device.revoked_seq.is_some() => Verdict::Revoked,
@@ -132,7 +132,7 @@ pub async fn check(
     };
     let other = match request.successor.as_ref() {
         [] => None,
-        der => store::devices::by_certificate(&**client, der).await?,
+        der => store::devices::by_certificate(&client, der).await?,
     };
     let (valid_successor, same_user) = match (&known, &other) {
         (Some(old), Some(new)) => {

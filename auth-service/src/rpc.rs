@@ -43,7 +43,7 @@ impl Rpc {
 
     async fn info(&self) -> Result<GetServiceInfoResponse, Error> {
         let client = self.node.db.client().await?;
-        let (now, incarnation) = store::clock(&**client).await?;
+        let (now, incarnation) = store::clock(&client).await?;
         let (config, keys) = (&self.node.config, &self.node.keys);
         let certificate = |der: &[u8]| {
             let (not_before, not_after) = chancery_proto::certificate::validity(der)

@@ -40,8 +40,8 @@ pub async fn issue(node: &Node, request: &IssueTokenRequest) -> Result<IssueToke
         ));
     }
     let client = node.db.client().await?;
-    let (now, _) = store::clock(&**client).await?;
-    let (device, claims) = verify(node, &**client, &request.client_assertion, now).await?;
+    let (now, _) = store::clock(&client).await?;
+    let (device, claims) = verify(node, &client, &request.client_assertion, now).await?;
     caller::standing(&device)?;
     if device.not_after < now {
         return Err(Error::refused(
@@ -68,7 +68,7 @@ pub async fn issue(node: &Node, request: &IssueTokenRequest) -> Result<IssueToke
 
 async fn verify(
     node: &Node,
-    client: &(impl tokio_postgres::GenericClient + Sync),
+    client: &impl service_kit::db::GenericClient,
     assertion: &str,
     now: OffsetDateTime,
 ) -> Result<(Device, AssertionClaims), Error> {

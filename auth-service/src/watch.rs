@@ -33,7 +33,7 @@ pub async fn open(
     // Before the first read: what comes in between wakes the stream.
     let moved = node.moved.subscribe();
     let client = node.db.client().await?;
-    let head = store::feed::head(&**client).await?;
+    let head = store::feed::head(&client).await?;
     drop(client);
     let history: &[u8] = &request.history_id;
     if !history.is_empty() && history.len() != 16 {
@@ -104,7 +104,7 @@ impl Watcher {
         let mut head;
         loop {
             let client = self.node.db.client().await?;
-            head = store::feed::head(&**client).await?;
+            head = store::feed::head(&client).await?;
             if head.history_id != self.history_id {
                 return Err(Error::refused(
                     Reason::HistoryChanged,
@@ -112,7 +112,7 @@ impl Watcher {
                 ));
             }
             let items = if head.seq > self.cursor {
-                store::feed::after(&**client, self.cursor, PART).await?
+                store::feed::after(&client, self.cursor, PART).await?
             } else {
                 Vec::new()
             };

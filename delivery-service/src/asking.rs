@@ -47,14 +47,14 @@ async fn candidates(node: &Node, group: &[u8]) -> Result<Vec<(DeviceKey, uuid::U
         return Ok(Vec::new());
     }
     let client = node.db.client().await?;
-    Ok(store::roster::unmarked(&**client, group, &followers).await?)
+    Ok(store::roster::unmarked(&client, group, &followers).await?)
 }
 
 async fn ask_removal(node: &Node, group: &[u8]) -> Result<(), DbError> {
     let candidates = candidates(node, group).await?;
     let client = node.db.client().await?;
     // Who came back from outside, and could not remove anybody with that Commit, goes first.
-    let newest = store::groups::head(&**client, group)
+    let newest = store::groups::head(&client, group)
         .await?
         .and_then(|head| head.committer);
     let first = candidates
@@ -64,9 +64,9 @@ async fn ask_removal(node: &Node, group: &[u8]) -> Result<(), DbError> {
     let Some((device, _)) = first else {
         return Ok(());
     };
-    let turn = store::revocations::take_turn(&**client, group, *device, TURN_SECONDS).await?;
+    let turn = store::revocations::take_turn(&client, group, *device, TURN_SECONDS).await?;
     let Some(until) = turn else { return Ok(()) };
-    let (devices, _) = store::revocations::barrier(&**client, group, NAMES).await?;
+    let (devices, _) = store::revocations::barrier(&client, group, NAMES).await?;
     let item = RequestedItem {
         devices: devices
             .into_iter()
@@ -89,8 +89,8 @@ async fn ask_removal(node: &Node, group: &[u8]) -> Result<(), DbError> {
 async fn ask_reports(node: &Node, group: &[u8], epoch_seq: u64) -> Result<(), DbError> {
     let candidates = candidates(node, group).await?;
     let client = node.db.client().await?;
-    let epoch = store::groups::epoch(&**client, group, epoch_seq).await?;
-    let now = store::groups::now(&**client).await?;
+    let epoch = store::groups::epoch(&client, group, epoch_seq).await?;
+    let now = store::groups::now(&client).await?;
     drop(client);
     let committer = epoch.and_then(|epoch| epoch.committer);
     let turn = i64::try_from(REPORT_TURN.as_micros()).unwrap_or(i64::MAX);

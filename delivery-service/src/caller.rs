@@ -7,7 +7,10 @@ use service_kit::db::{Db, DbError};
 use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
-use crate::{domains::Domains, error::Error, group::DeviceKey, issuers::Issuers, store};
+use crate::{
+    clock::Clock, domains::Domains, error::Error, group::DeviceKey, issuers::Issuers, store,
+    store::devices::Standing, tokens::Tokens,
+};
 
 /// Its user is suspended, or its certificate expired: cut off until the Authentication Service says otherwise.
 pub fn suspended() -> Error {
@@ -15,6 +18,29 @@ pub fn suspended() -> Error {
         Reason::UserSuspended,
         "this user is suspended, or the device's certificate expired",
     )
+}
+
+/// Whether a device that stands so may call at all.
+///
+/// # Errors
+/// `DEVICE_REVOKED`, `USER_SUSPENDED`, or `TOKEN_INVALID` where the device belongs to somebody else than the token says.
+pub fn check_standing(standing: &Standing, user: Uuid) -> Result<(), Error> {
+    if standing.revoked {
+        return Err(Error::refused(
+            Reason::DeviceRevoked,
+            "this device was revoked",
+        ));
+    }
+    if standing.suspended {
+        return Err(suspended());
+    }
+    if standing.user.is_some_and(|known| known != user) {
+        return Err(Error::refused(
+            Reason::TokenInvalid,
+            "the device belongs to another user",
+        ));
+    }
+    Ok(())
 }
 
 /// Who calls: a device and its user, vouched for by a token.
@@ -43,6 +69,10 @@ pub struct Gate {
     pub audience: String,
     /// Seconds.
     pub leeway: i64,
+    /// The database's.
+    pub clock: Clock,
+    /// Verified before.
+    pub tokens: Tokens,
 }
 
 impl Gate {
@@ -51,34 +81,31 @@ impl Gate {
     /// # Errors
     /// `TOKEN_MISSING`, `TOKEN_INVALID`, `TOKEN_EXPIRED`, `DEVICE_REVOKED`, or the database.
     pub async fn admit(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
+        let caller = self.recognise(metadata, db).await?;
+        let client = db.client().await?;
+        let standing = store::devices::standing(&client, caller.key, caller.user)
+            .await
+            .map_err(DbError::from)?;
+        check_standing(&standing, caller.user)?;
+        Ok(caller)
+    }
+
+    /// Reads and checks the token only: for whoever looks at how the device stands under a lock, with [`check_standing`].
+    ///
+    /// # Errors
+    /// `TOKEN_MISSING`, `TOKEN_INVALID`, `TOKEN_EXPIRED`, or the database.
+    pub async fn recognise(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
         let token = token::bearer(metadata).ok_or_else(|| {
             Error::refused(
                 Reason::TokenMissing,
                 "authorization: Bearer <token> is missing",
             )
         })?;
-        let client = db.client().await?;
-        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
-        let caller = self.verify(token, now / 1_000_000)?;
-        let standing = store::devices::standing(&**client, caller.key, caller.user)
-            .await
-            .map_err(DbError::from)?;
-        if standing.revoked {
-            return Err(Error::refused(
-                Reason::DeviceRevoked,
-                "this device was revoked",
-            ));
+        let now = self.clock.now(db).await? / 1_000_000;
+        match self.tokens.get(token, &self.issuers) {
+            Some(caller) if now <= caller.expires_at.saturating_add(self.leeway) => Ok(caller),
+            _ => self.verify(token, now),
         }
-        if standing.suspended {
-            return Err(suspended());
-        }
-        if standing.user.is_some_and(|user| user != caller.user) {
-            return Err(Error::refused(
-                Reason::TokenInvalid,
-                "the device belongs to another user",
-            ));
-        }
-        Ok(caller)
     }
 
     /// How long a stream of this caller may go on. The clock is the database's, the wait is this node's.
@@ -86,8 +113,7 @@ impl Gate {
     /// # Errors
     /// The database.
     pub async fn time_left(&self, caller: &Caller, db: &Db) -> Result<Duration, Error> {
-        let client = db.client().await?;
-        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
+        let now = self.clock.now(db).await?;
         let end = caller.expires_at.saturating_add(self.leeway);
         let left = end.saturating_mul(1_000_000).saturating_sub(now);
         Ok(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
@@ -111,7 +137,7 @@ impl Gate {
                 }
                 Ok(_) | Err(token::TokenError::Invalid) => continue,
             };
-            return Ok(Caller {
+            let caller = Caller {
                 key: DeviceKey {
                     domain: self.domains.id(&domain).ok_or_else(invalid)?,
                     device: claims.device.parse().map_err(|_| invalid())?,
@@ -120,7 +146,9 @@ impl Gate {
                 domain,
                 expires_at: claims.exp,
                 key_thumbprint: claims.cnf.jkt,
-            });
+            };
+            self.tokens.put(token, kid, caller.clone());
+            return Ok(caller);
         }
         Err(invalid())
     }

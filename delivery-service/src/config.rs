@@ -1,6 +1,6 @@
 //! Options. Each is also an environment variable; limits carry their unit last in the name.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use chancery_proto::common::v1::Limit;
 
@@ -77,9 +77,60 @@ pub struct Config {
         default_values_t = [1u16, 2, 3]
     )]
     pub suites: Vec<u16>,
+    /// Verified access tokens that are remembered.
+    #[arg(long, env = "CHANCERY_DS_TOKEN_CACHE_ITEMS", default_value_t = NonZeroUsize::new(16_384).expect("not zero"))]
+    pub token_cache_items: NonZeroUsize,
+    /// How messages are appended.
+    #[command(flatten)]
+    pub batch: BatchOptions,
     /// Largest sizes and counts.
     #[command(flatten)]
     pub limits: Limits,
+}
+
+/// How messages that come at the same time are appended together.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Appending")]
+pub struct BatchOptions {
+    /// Transactions that append messages at the same time; groups are spread over them.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_APPEND_LANES_ITEMS",
+        default_value_t = 4,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub append_lanes_items: u16,
+    /// Messages in one transaction. Nobody waits for it to fill.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_APPEND_BATCH_ITEMS",
+        default_value_t = 128,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub append_batch_items: u16,
+    /// Bytes of messages in one transaction; a larger message goes alone.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_APPEND_BATCH_BYTES",
+        default_value_t = 4_194_304
+    )]
+    pub append_batch_bytes: u32,
+    /// Messages that wait to be appended, before more wait to be read from their connections.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_APPEND_WAITING_ITEMS",
+        default_value_t = 4_096,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub append_waiting_items: u32,
+    /// Messages of one `SendMessages` stream that are under way at once.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_PIPELINE_ITEMS",
+        default_value_t = 256,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub pipeline_items: u16,
 }
 
 /// Everything that is bounded. Published by `GetServiceInfo`, enforced, and named in the refusal.

@@ -11,13 +11,14 @@ use prost::Message as _;
 use service_kit::db::{Transaction, TxError};
 
 use crate::{
+    append::{Body, append_entry},
     caller::Caller,
     error::Error,
     group::{Group, Head},
     node::Node,
     prepare::{PreparedGroup, Replaces},
     read, store,
-    submit::{Body, append_entry, flatten, read_caller},
+    submit::{flatten, read_caller},
 };
 
 /// Creates a group of exactly the caller. A repeat by the same device with the same bytes gets the first answer.

@@ -17,7 +17,7 @@ const PAGE: u32 = 100;
 /// The database.
 pub async fn unread(node: &Node, caller: &Caller) -> Result<Vec<Welcome>, Error> {
     let client = node.db.client().await?;
-    let rows = store::welcomes::unread(&**client, caller.key, PAGE)
+    let rows = store::welcomes::unread(&client, caller.key, PAGE)
         .await
         .map_err(DbError::from)?;
     Ok(rows

@@ -174,8 +174,8 @@ impl Follower {
     /// The database.
     pub async fn recall(&self, db: &Db, issuers: &Issuers) -> anyhow::Result<()> {
         let client = db.client().await?;
-        let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
-        let remembered = store::devices::auth_service(&**client, self.domain_id).await;
+        let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
+        let remembered = store::devices::auth_service(&client, self.domain_id).await;
         let Some(remembered) = remembered.map_err(DbError::from)? else {
             return Ok(());
         };
@@ -198,9 +198,9 @@ impl Follower {
             .await?
             .into_inner();
         let client = db.client().await?;
-        let now = store::groups::now(&**client).await? / 1_000_000;
+        let now = store::groups::now(&client).await? / 1_000_000;
         issuers.learn(self.domain(), &self.root_der, &info, now)?;
-        store::devices::remember_auth_service(&**client, self.domain_id, &info.encode_to_vec())
+        store::devices::remember_auth_service(&client, self.domain_id, &info.encode_to_vec())
             .await?;
         Ok(())
     }

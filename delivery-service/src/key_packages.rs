@@ -43,7 +43,7 @@ pub async fn publish(
         request.key_packages.len(),
     )?;
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     drop(client);
     let mut packages = Vec::new();
     let mut key = None;
@@ -234,7 +234,7 @@ pub async fn delete(node: &Node, caller: &Caller, refs: Vec<Vec<u8>>) -> Result<
 /// The database.
 pub async fn stock(node: &Node, caller: &Caller) -> Result<Vec<Stock>, Error> {
     let client = node.db.client().await?;
-    let stock = store::key_packages::stock(&**client, caller.key)
+    let stock = store::key_packages::stock(&client, caller.key)
         .await
         .map_err(DbError::from)?;
     Ok(stock.into_iter().map(on_wire).collect())

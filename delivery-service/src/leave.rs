@@ -13,12 +13,13 @@ use service_kit::db::{DbError, Transaction, TxError};
 use uuid::Uuid;
 
 use crate::{
+    append::{Body, append_entry},
     caller::Caller,
     error::Error,
     group::{Command, Decision, Leave, Stage},
     node::Node,
     prepare, read, store,
-    submit::{Body, append_entry, flatten, read_group},
+    submit::{flatten, read_group},
 };
 
 /// How far ahead a request may end, seconds.
@@ -64,18 +65,18 @@ async fn check(
     let group = read::group_id(node, request.group.as_ref())?;
     let message_id = prepare::id16("message_id", &request.message_id)?;
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     if !(now..=now + LONGEST).contains(&request.expires_at) {
         return Err(Error::malformed(
             "expires_at",
             "over, or more than 30 days ahead",
         ));
     }
-    let head = store::groups::head(&**client, &group)
+    let head = store::groups::head(&client, &group)
         .await
         .map_err(DbError::from)?
         .ok_or_else(Error::no_group)?;
-    let nodes = store::tree::at(&**client, &group, head.epoch_seq)
+    let nodes = store::tree::at(&client, &group, head.epoch_seq)
         .await
         .map_err(DbError::from)?;
     let device = (caller.domain.as_str(), caller.key.device.as_bytes());

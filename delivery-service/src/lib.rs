@@ -4,11 +4,12 @@
 //! |---|---|
 //! | [`config`] | options and limits |
 //! | [`rpc`] | the tonic trait: decode, caller, use case, encode |
-//! | [`caller`], [`issuers`], [`domains`] | token to caller, keys of the Authentication Services, their numbers |
+//! | [`caller`], [`tokens`], [`issuers`], [`domains`] | token to caller, tokens verified before, keys of the Authentication Services, their numbers |
 //! | [`status_feed`] | revocations, as the Authentication Services sign them |
 //! | [`prepare`] | requests to values, checked without the lock |
 //! | [`group`] | **the ordering state machine**, pure |
-//! | [`create`], [`submit`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
+//! | [`create`], [`submit`], [`send`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
+//! | [`batch`] | messages that come at the same time become one transaction |
 //! | [`recovery`] | epochs reported, Commits voided, GroupInfos repaired |
 //! | [`revocations`], [`asking`] | revoked devices marked in their groups, and who is asked to remove them |
 //! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
@@ -16,10 +17,13 @@
 //! | [`read`], [`subscribe`], [`hub`] | reading a log, following it, wake-ups |
 //! | [`store`] | every SQL statement |
 //! | [`error`] | errors and their one map to a status |
-//! | [`node`] | what the use cases share |
+//! | [`node`], [`clock`] | what the use cases share |
 
+pub(crate) mod append;
 pub mod asking;
+pub mod batch;
 pub mod caller;
+pub mod clock;
 pub mod config;
 pub mod create;
 pub mod domains;
@@ -38,10 +42,12 @@ pub mod recovery;
 pub mod retention;
 pub mod revocations;
 pub mod rpc;
+pub mod send;
 pub mod status_feed;
 pub mod store;
 pub mod submit;
 pub mod subscribe;
+pub mod tokens;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -102,14 +108,18 @@ pub async fn serve(
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
     };
+    let (hub, clock) = (hub::Hub::default(), clock::Clock::default());
     let node = node::Node {
         gate: caller::Gate {
             issuers: issuers.clone(),
             domains: domains.clone(),
             audience: format!("ds:{}", config.domain),
             leeway: config.clock_leeway_seconds.into(),
+            clock: clock.clone(),
+            tokens: tokens::Tokens::new(config.token_cache_items),
         },
-        hub: hub::Hub::default(),
+        batch: batch::Batcher::start(&db, &hub, &clock, &config.batch),
+        hub,
         issuers: issuers.clone(),
         domains: domains.clone(),
         db: db.clone(),

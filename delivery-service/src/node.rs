@@ -5,13 +5,17 @@ use std::sync::Arc;
 use service_kit::db::Db;
 use tokio::sync::Notify;
 
-use crate::{caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers};
+use crate::{
+    batch::Batcher, caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers,
+};
 
 /// Handles are cheap to clone; a node holds no state that another node would miss.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// The database.
     pub db: Db,
+    /// Where messages are appended.
+    pub batch: Batcher,
     /// Wake-ups of this node's streams.
     pub hub: Hub,
     /// Keys of the Authentication Services.

@@ -1,9 +1,11 @@
-//! `SendMessages`: the same as `SendMessage`, many on one stream. Each answer names its message; a refusal of one does not end the stream.
+//! `SendMessages`: the same as `SendMessage`, many on one stream and many under way at once. They are appended in the order in which they come, and
+//! answered in that order; each answer names its message, and a refusal of one does not end the stream.
 
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{
-        Refusal, SendMessageRequest, SendMessagesResponse, send_messages_response::Answer,
+        Refusal, SendMessageRequest, SendMessageResponse, SendMessagesResponse,
+        send_messages_response::Answer,
     },
     status,
 };
@@ -12,18 +14,26 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use crate::{
+    batch::Ticket,
     caller::Caller,
     error::{self, Error},
     node::Node,
-    prepare, submit,
+    prepare, send,
 };
 
 type Sink = mpsc::Sender<Result<SendMessagesResponse, Status>>;
 
-/// Answers that wait for a slow reader, before reading from it stops.
-const WAITING_ITEMS: usize = 16;
+/// Answers that wait for a slow reader. While they wait, those behind them do, and at last no message is read any more.
+const WAITING_ITEMS: usize = 64;
 
-/// Takes messages in the order in which they come, until the client is done, its token ends, or shutdown.
+/// A message that was read from the stream.
+struct UnderWay {
+    group: Vec<u8>,
+    message_id: bytes::Bytes,
+    ticket: Result<Ticket, Error>,
+}
+
+/// Takes messages until the client is done, its token ends, or shutdown; what was taken by then is still answered.
 pub fn send_messages(
     node: Node,
     caller: Caller,
@@ -31,13 +41,13 @@ pub fn send_messages(
     shutdown: Shutdown,
 ) -> mpsc::Receiver<Result<SendMessagesResponse, Status>> {
     let (sink, answers) = mpsc::channel(WAITING_ITEMS);
+    let (under_way, taken) = mpsc::channel(node.config.batch.pipeline_items.into());
+    let taking = take_until_end(node.clone(), caller, messages, under_way, shutdown);
+    let end = tokio::spawn(taking);
     tokio::spawn(async move {
-        let soft = shutdown.soft();
-        let end = tokio::select! {
-            end = run(&node, &caller, messages, &sink) => end,
-            () = soft.cancelled() => Err(Error::refused(Reason::ShuttingDown, "the node is shutting down; repeat what was not answered")),
-        };
-        if let Err(error) = end {
+        if answer_all(&node, taken, &sink).await.is_ok()
+            && let Ok(Err(error)) = end.await
+        {
             // If the client is gone, nobody needs the reason.
             let _gone = sink.send(Err(error::status(error))).await;
         }
@@ -45,47 +55,74 @@ pub fn send_messages(
     answers
 }
 
-async fn run(
-    node: &Node,
-    caller: &Caller,
-    mut messages: Streaming<SendMessageRequest>,
-    sink: &Sink,
+async fn take_until_end(
+    node: Node,
+    caller: Caller,
+    messages: Streaming<SendMessageRequest>,
+    under_way: mpsc::Sender<UnderWay>,
+    shutdown: Shutdown,
 ) -> Result<(), Error> {
-    let token_end = tokio::time::sleep(node.gate.time_left(caller, &node.db).await?);
-    tokio::pin!(token_end);
-    loop {
-        let message = tokio::select! {
-            message = messages.message() => message,
-            () = &mut token_end => {
-                return Err(Error::refused(Reason::TokenExpired, "the token expired; repeat what was not answered"));
-            }
-        };
-        // The client closed its side, or its connection broke.
-        let Ok(Some(message)) = message else {
-            return Ok(());
-        };
-        if sink
-            .send(Ok(answer(node, caller, message).await))
-            .await
-            .is_err()
-        {
-            return Ok(());
+    let soft = shutdown.soft();
+    let left = node.gate.time_left(&caller, &node.db).await?;
+    tokio::select! {
+        () = take(&node, &caller, messages, &under_way) => Ok(()),
+        () = tokio::time::sleep(left) => {
+            Err(Error::refused(Reason::TokenExpired, "the token expired; repeat what was not answered"))
+        }
+        () = soft.cancelled() => {
+            Err(Error::refused(Reason::ShuttingDown, "the node is shutting down; repeat what was not answered"))
         }
     }
 }
 
-async fn answer(node: &Node, caller: &Caller, message: SendMessageRequest) -> SendMessagesResponse {
-    let sent = match prepare::send(node, &message) {
-        Ok(send) => submit::send_message(node, caller, send).await,
-        Err(error) => Err(error),
-    };
-    let answer = match sent {
+/// Puts what comes in its lane, until the client is done or its connection broke.
+async fn take(
+    node: &Node,
+    caller: &Caller,
+    mut messages: Streaming<SendMessageRequest>,
+    under_way: &mpsc::Sender<UnderWay>,
+) {
+    while let Ok(Some(message)) = messages.message().await {
+        // Its place first: what has a ticket is also answered.
+        let Ok(place) = under_way.reserve().await else {
+            return;
+        };
+        let (group, ticket) = match prepare::send(node, &message) {
+            Ok(send) => (send.group.clone(), node.batch.put(caller, send).await),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        place.send(UnderWay {
+            group,
+            message_id: message.message_id,
+            ticket,
+        });
+    }
+}
+
+/// Answers in the order of taking; an error when the client is gone.
+async fn answer_all(
+    node: &Node,
+    mut taken: mpsc::Receiver<UnderWay>,
+    sink: &Sink,
+) -> Result<(), ()> {
+    while let Some(one) = taken.recv().await {
+        let sent = match one.ticket {
+            Ok(ticket) => send::answer(node, &one.group, ticket).await,
+            Err(error) => Err(error),
+        };
+        let answer = SendMessagesResponse {
+            message_id: one.message_id,
+            answer: Some(answer(sent)),
+        };
+        sink.send(Ok(answer)).await.map_err(|_| ())?;
+    }
+    Ok(())
+}
+
+fn answer(sent: Result<SendMessageResponse, Error>) -> Answer {
+    match sent {
         Ok(accepted) => Answer::Accepted(accepted),
         Err(error) => Answer::Refused(refusal(&error::status(error))),
-    };
-    SendMessagesResponse {
-        message_id: message.message_id,
-        answer: Some(answer),
     }
 }
 

@@ -43,7 +43,7 @@ pub struct PreparedSend {
     /// From the request.
     pub epoch_seq: u64,
     /// MLSMessage bytes.
-    pub message: Vec<u8>,
+    pub message: bytes::Bytes,
 }
 
 fn malformed(field: &'static str) -> impl Fn(Malformed) -> Error {
@@ -137,7 +137,7 @@ pub fn send(node: &Node, request: &SendMessageRequest) -> Result<PreparedSend, E
         proposal,
         epoch: header.epoch,
         epoch_seq: request.epoch_seq,
-        message: request.message.to_vec(),
+        message: request.message.clone(),
     })
 }
 

@@ -118,14 +118,14 @@ pub async fn check_cursor(
         return Ok(());
     };
     let client = node.db.client().await?;
-    let ours = store::log::chain_at(&**client, group, seq)
+    let ours = store::log::chain_at(&client, group, seq)
         .await
         .map_err(DbError::from)?;
     match ours {
         Some(ours) if ours == chain => Ok(()),
         Some(_) => Err(changed()),
         None => {
-            let oldest = store::retention::pruned_to(&**client, group)
+            let oldest = store::retention::pruned_to(&client, group)
                 .await
                 .map_err(DbError::from)?;
             Err(if seq < oldest {
@@ -179,12 +179,12 @@ pub async fn next(
         inline_payload_bytes: INLINE_PAYLOAD_BYTES,
     };
     let client = node.db.client().await?;
-    let rows = store::log::read_after(&**client, group, page)
+    let rows = store::log::read_after(&client, group, page)
         .await
         .map_err(DbError::from)?;
     let first = rows.first().ok_or(Error::Corrupt("a hole in the log"))?;
     if first.seq != span.after + 1 {
-        let oldest = store::retention::pruned_to(&**client, group)
+        let oldest = store::retention::pruned_to(&client, group)
             .await
             .map_err(DbError::from)?;
         return Err(too_old(group, oldest));
@@ -205,7 +205,7 @@ pub async fn next(
         if size > frame_bytes && !entries.is_empty() {
             break;
         }
-        entries.push(entry_of(&**client, group, row).await?);
+        entries.push(entry_of(&client, group, row).await?);
     }
     Ok(Next::Entries(Entries {
         group: Some(group_ref(node, group)),
@@ -222,7 +222,7 @@ fn too_old(group: &[u8], oldest: u64) -> Error {
     }
 }
 
-async fn entry_of<C: tokio_postgres::GenericClient + Sync>(
+async fn entry_of<C: service_kit::db::GenericClient>(
     client: &C,
     group: &[u8],
     row: store::log::Entry,
@@ -292,10 +292,10 @@ impl View {
 pub async fn view(node: &Node, caller: &Caller, group: Vec<u8>) -> Result<View, Error> {
     let client = node.db.client().await?;
     // The head first: a removal or a revocation that comes between the two then bounds what is read, instead of being overtaken by it.
-    let head = store::groups::head(&**client, &group)
+    let head = store::groups::head(&client, &group)
         .await
         .map_err(DbError::from)?;
-    let reading = store::roster::reading(&**client, &group, caller.key)
+    let reading = store::roster::reading(&client, &group, caller.key)
         .await
         .map_err(DbError::from)?;
     if reading.revoked {
@@ -395,7 +395,7 @@ pub async fn payload(
         return Err(Error::no_group());
     }
     let client = node.db.client().await?;
-    store::log::payload(&**client, &view.group, seq)
+    store::log::payload(&client, &view.group, seq)
         .await
         .map_err(DbError::from)?
         .ok_or_else(|| {

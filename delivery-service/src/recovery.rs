@@ -17,9 +17,9 @@ use service_kit::{
     lifecycle::Shutdown,
 };
 use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use crate::{
+    append::{Body, append_entry},
     caller::Caller,
     domains::Domains,
     error::Error,
@@ -31,7 +31,7 @@ use crate::{
     prepare::{self, PreparedInfo},
     read, store,
     store::recovery::Said,
-    submit::{Body, append_entry, flatten, read_caller},
+    submit::{flatten, read_caller},
 };
 
 /// How far ahead a report may end, seconds.
@@ -109,17 +109,17 @@ async fn failure_said(
         return Err(Error::no_group());
     }
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     if !(now..=now + LONGEST).contains(&failure.expires_at) {
         return Err(Error::malformed(
             "failure.expires_at",
             "over, or more than 30 days ahead",
         ));
     }
-    let payload = store::log::payload(&**client, group, epoch_seq)
+    let payload = store::log::payload(&client, group, epoch_seq)
         .await
         .map_err(DbError::from)?;
-    let nodes = store::tree::before(&**client, group, epoch_seq)
+    let nodes = store::tree::before(&client, group, epoch_seq)
         .await
         .map_err(DbError::from)?;
     let content = signed::failure(
@@ -253,9 +253,7 @@ pub async fn run_voids(node: Node, shutdown: Shutdown) {
 
 async fn void_due(node: &Node) -> Result<(), Error> {
     let client = node.db.client().await?;
-    let due = store::recovery::due(&**client)
-        .await
-        .map_err(DbError::from)?;
+    let due = store::recovery::due(&client).await.map_err(DbError::from)?;
     drop(client);
     let wait = i64::from(node.config.void_after_seconds) * 1_000_000;
     for (group, epoch_seq) in due {
@@ -420,16 +418,4 @@ async fn put_in(tx: &Transaction<'_>, caller: &Caller, info: &PreparedInfo) -> T
     store::tree::rewrite(tx, group, info.epoch_seq, &info.tree).await?;
     metrics::counter!("chancery_ds_group_infos_repaired_total").increment(1);
     Ok(())
-}
-
-impl Body<'_> {
-    /// Of an entry that the service itself makes: its id is new each time, and nobody repeats it.
-    pub(crate) fn by_service(kind: EntryKind, payload: &[u8]) -> Body<'_> {
-        Body {
-            kind,
-            message_id: Uuid::new_v4(),
-            content_hash: Sha256::digest(payload).into(),
-            payload,
-        }
-    }
 }

@@ -53,7 +53,7 @@ pub async fn prune(node: &Node) -> Result<u64, Error> {
         }
     }
     let client = node.db.client().await?;
-    let groups = store::retention::with_old_entries(&**client, cutoffs)
+    let groups = store::retention::with_old_entries(&client, cutoffs)
         .await
         .map_err(DbError::from)?;
     drop(client);

@@ -14,12 +14,13 @@ use service_kit::{
 use uuid::Uuid;
 
 use crate::{
+    append::{Body, append_entry},
     caller::Caller,
     error::Error,
     group::{DeviceKey, Rejection},
     node::Node,
     read, store,
-    submit::{Body, append_entry, flatten},
+    submit::flatten,
 };
 
 /// How often recorded revocations are looked for, where no wake-up comes.
@@ -51,7 +52,7 @@ pub async fn run_sweeps(node: Node, shutdown: Shutdown) {
 async fn sweep(node: &Node) -> Result<(), Error> {
     loop {
         let client = node.db.client().await?;
-        let groups = store::revocations::unmarked_groups(&**client, GROUPS)
+        let groups = store::revocations::unmarked_groups(&client, GROUPS)
             .await
             .map_err(DbError::from)?;
         drop(client);
@@ -131,7 +132,7 @@ pub async fn list(
         return Err(Error::no_group());
     }
     let client = node.db.client().await?;
-    let pending = store::revocations::pending(&**client, &view.group, after, PAGE)
+    let pending = store::revocations::pending(&client, &view.group, after, PAGE)
         .await
         .map_err(DbError::from)?;
     let next_page_token = match pending.last() {
@@ -172,7 +173,7 @@ pub async fn explain(node: &Node, group: &[u8], error: Error) -> Error {
     };
     let barrier = async {
         let client = node.db.client().await?;
-        store::revocations::barrier(&**client, group, NAMES)
+        store::revocations::barrier(&client, group, NAMES)
             .await
             .map_err(DbError::from)
     };

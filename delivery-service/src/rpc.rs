@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     caller::Caller, create, error::status, inbox, key_packages, leave, node::Node, pipeline,
-    prepare, read, recovery, revocations, submit, subscribe,
+    prepare, read, recovery, revocations, send, submit, subscribe,
 };
 
 /// The service on one node.
@@ -163,9 +163,16 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        // How the device stands is read under the group's lock, with all else.
+        let caller = self
+            .node
+            .gate
+            .recognise(request.metadata(), &self.node.db)
+            .await
+            .map_err(status)?;
+        self.node.hub.called(caller.key);
         let send = prepare::send(&self.node, request.get_ref()).map_err(status)?;
-        submit::send_message(&self.node, &caller, send)
+        send::send_message(&self.node, &caller, send)
             .await
             .map(Response::new)
             .map_err(status)

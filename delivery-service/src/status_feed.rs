@@ -128,7 +128,7 @@ impl StatusFeed {
     /// What was applied before, perhaps by another node.
     async fn recall(&mut self) -> anyhow::Result<()> {
         let client = self.db.client().await?;
-        let known = store::devices::auth_service(&**client, self.follower.domain_id()).await?;
+        let known = store::devices::auth_service(&client, self.follower.domain_id()).await?;
         if let Some(known) = known {
             self.cursor = Cursor {
                 history_id: known.history_id.unwrap_or_default(),
@@ -146,7 +146,7 @@ impl StatusFeed {
             "the status feed has another history: its database was restored; reading it from the beginning"
         );
         let client = self.db.client().await?;
-        store::devices::forget_feed(&**client, self.follower.domain_id()).await?;
+        store::devices::forget_feed(&client, self.follower.domain_id()).await?;
         self.cursor = Cursor::default();
         Ok(())
     }

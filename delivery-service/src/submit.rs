@@ -1,54 +1,27 @@
-//! Use cases that write a group's log: lock, read under the lock, decide, append; all in one transaction.
+//! Use case: one Commit. Lock, read under the lock, decide, append; all in one transaction.
 
 use std::sync::Arc;
 
 use chancery_proto::{
-    chain::{self, ChainInput},
-    delivery::v1::{CommitResult, EntryKind, Outcome, SendMessageResponse, SubmitCommitResponse},
+    chain,
+    delivery::v1::{CommitResult, SubmitCommitResponse},
 };
 use service_kit::db::{Transaction, TxError};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
+    append::{Body, append_entry, outcome},
     caller::Caller,
     error::Error,
-    group::{self, Append, Command, Decision, DeviceKey, Group, Head, Prior},
+    group::{self, Command, Decision, DeviceKey, Group, Head, Prior},
     node::Node,
     prepare::{PreparedCommit, PreparedSend},
-    revocations, store,
-    store::log::Entry,
+    revocations,
+    send::{append_send, named_epoch, replayed_send},
+    store,
 };
 
 type Tx<'t> = &'t Transaction<'t>;
 type TxResult<T> = Result<T, TxError<Error>>;
-
-/// Takes one application message or proposal.
-///
-/// # Errors
-/// Every refusal of [`Group::decide`], or the database.
-pub async fn send_message(
-    node: &Node,
-    caller: &Caller,
-    send: PreparedSend,
-) -> Result<SendMessageResponse, Error> {
-    let send = Arc::new(send);
-    let who = caller.clone();
-    let group = send.group.clone();
-    let response = node
-        .db
-        .run_tx("send_message", move |tx| {
-            let (send, who) = (send.clone(), who.clone());
-            Box::pin(async move { send_in(tx, &who, &send).await })
-        })
-        .await
-        .map_err(flatten);
-    let response = match response {
-        Ok(response) => response,
-        Err(error) => return Err(revocations::explain(node, &group, error).await),
-    };
-    node.hub.group_moved(&group, response.seq);
-    Ok(response)
-}
 
 /// Takes one Commit with its Welcomes, GroupInfo, roster change, tree and first message.
 ///
@@ -97,85 +70,6 @@ pub(crate) fn flatten(error: TxError<Error>) -> Error {
         TxError::Rejected(error) => error,
         TxError::Db(error) => Error::Db(error),
     }
-}
-
-async fn send_in(
-    tx: Tx<'_>,
-    caller: &Caller,
-    send: &PreparedSend,
-) -> TxResult<SendMessageResponse> {
-    let Some(head) = store::groups::lock(tx, &send.group).await? else {
-        return Err(TxError::Rejected(Error::no_group()));
-    };
-    let (group, now) = read_group(tx, &send.group, send.message_id, caller.key, head).await?;
-    append_send(tx, caller, send, &group, now).await
-}
-
-/// Decides on and appends one message; the head is locked and `group` was read after.
-async fn append_send(
-    tx: Tx<'_>,
-    caller: &Caller,
-    send: &PreparedSend,
-    group: &Group,
-    now: i64,
-) -> TxResult<SendMessageResponse> {
-    let (named_epoch, voided_by) =
-        named_epoch(tx, &send.group, &group.head, send.epoch_seq).await?;
-    let command = Command::Send(group::Send {
-        device: caller.key,
-        content_hash: send.content_hash,
-        proposal: send.proposal,
-        epoch: send.epoch,
-        epoch_seq: send.epoch_seq,
-        named_epoch,
-        voided_by,
-    });
-    match group.decide(&command, now).map_err(rejected)? {
-        Decision::Replay(prior) => Ok(replayed_send(send, &group.head, &prior)),
-        Decision::Append(append) => {
-            let kind = if send.proposal {
-                EntryKind::Proposal
-            } else {
-                EntryKind::Application
-            };
-            let body = Body {
-                kind,
-                message_id: send.message_id,
-                content_hash: send.content_hash,
-                payload: &send.message,
-            };
-            let head = append_entry(tx, &send.group, &group.head, &append, body).await?;
-            let outcome = outcome(&head, append.epoch_seq, None);
-            Ok(SendMessageResponse {
-                message_id: send.message_id.as_bytes().to_vec().into(),
-                seq: append.seq,
-                chain: head.chain.to_vec().into(),
-                outcome: outcome.into(),
-                voided_by_seq: 0,
-                replayed: false,
-                accepted_at_micros: append.accepted_at,
-            })
-        }
-    }
-}
-
-/// The number of the epoch with this name, or the entry that took it back.
-async fn named_epoch(
-    tx: Tx<'_>,
-    group: &[u8],
-    head: &Head,
-    epoch_seq: u64,
-) -> TxResult<(Option<u64>, Option<u64>)> {
-    if epoch_seq == head.epoch_seq {
-        return Ok((Some(head.epoch), None));
-    }
-    Ok(match store::groups::epoch(tx, group, epoch_seq).await? {
-        Some(epoch) => (Some(epoch.epoch), None),
-        None => (
-            None,
-            store::recovery::voided_by(tx, group, epoch_seq).await?,
-        ),
-    })
 }
 
 /// What the options say about how long things last.
@@ -452,90 +346,6 @@ async fn write_epoch(
         .await?;
     }
     Ok(())
-}
-
-/// What an entry holds besides its place.
-pub(crate) struct Body<'a> {
-    pub(crate) kind: EntryKind,
-    pub(crate) message_id: uuid::Uuid,
-    pub(crate) content_hash: [u8; 32],
-    pub(crate) payload: &'a [u8],
-}
-
-/// Writes the entry and the head after it; returns that head.
-pub(crate) async fn append_entry(
-    tx: Tx<'_>,
-    group: &[u8],
-    before: &Head,
-    append: &Append,
-    body: Body<'_>,
-) -> TxResult<Head> {
-    let kind = body.kind as i16;
-    let chain = chain::next(
-        &before.chain,
-        &ChainInput {
-            group,
-            seq: append.seq,
-            epoch_seq: append.epoch_seq,
-            kind: u32::from(kind.unsigned_abs()),
-            message_id: body.message_id.as_bytes(),
-            accepted_at_micros: append.accepted_at,
-            payload_sha256: &Sha256::digest(body.payload).into(),
-        },
-    );
-    let entry = Entry {
-        seq: append.seq,
-        epoch: append.epoch,
-        epoch_seq: append.epoch_seq,
-        kind,
-        message_id: body.message_id,
-        accepted_at: append.accepted_at,
-        content_hash: body.content_hash,
-        chain,
-        payload_bytes: body.payload.len() as u64,
-        payload: body.payload.to_vec(),
-        group_state_hash: None,
-        pruned: false,
-    };
-    store::log::append(tx, group, &entry).await?;
-    let head = Head {
-        chain,
-        last_at: append.accepted_at,
-        ..append.head.clone()
-    };
-    let rows = store::groups::advance(tx, group, before, &head).await?;
-    if rows != 1 {
-        return Err(TxError::Rejected(Error::Corrupt(
-            "the head moved under the lock",
-        )));
-    }
-    if head.settled_seq > before.settled_seq {
-        store::groups::forget_committers(tx, group, head.settled_seq).await?;
-    }
-    Ok(head)
-}
-
-/// Everything in, or begun by, an epoch after the newest settled one is provisional. `named` is the entry's `epoch_seq`, for a Commit its own seq.
-fn outcome(head: &Head, named: u64, voided_by: Option<u64>) -> Outcome {
-    if voided_by.is_some() {
-        Outcome::Voided
-    } else if named > head.settled_seq {
-        Outcome::Provisional
-    } else {
-        Outcome::Standing
-    }
-}
-
-fn replayed_send(send: &PreparedSend, head: &Head, prior: &Prior) -> SendMessageResponse {
-    SendMessageResponse {
-        message_id: send.message_id.as_bytes().to_vec().into(),
-        seq: prior.seq,
-        chain: prior.chain.to_vec().into(),
-        outcome: outcome(head, prior.epoch_seq, prior.voided_by).into(),
-        voided_by_seq: prior.voided_by.unwrap_or(0),
-        replayed: true,
-        accepted_at_micros: prior.accepted_at,
-    }
 }
 
 async fn replayed_commit(

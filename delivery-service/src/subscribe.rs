@@ -222,7 +222,7 @@ impl Stream {
     async fn look_at_device(&mut self) -> Result<(), End> {
         if self.all_groups {
             let client = self.node.db.client().await?;
-            let groups = store::roster::groups_of(&**client, self.caller.key).await?;
+            let groups = store::roster::groups_of(&client, self.caller.key).await?;
             drop(client);
             for group in groups {
                 if !self.readers.contains_key(&group) {
@@ -321,8 +321,8 @@ impl Stream {
     async fn view(&self, group: &[u8]) -> Result<Option<View>, End> {
         let client = self.node.db.client().await?;
         // The head first, as in `read::view`.
-        let head = store::groups::head(&**client, group).await?;
-        let reading = store::roster::reading(&**client, group, self.caller.key).await?;
+        let head = store::groups::head(&client, group).await?;
+        let reading = store::roster::reading(&client, group, self.caller.key).await?;
         if reading.revoked {
             return Err(Error::refused(Reason::DeviceRevoked, "this device was revoked").into());
         }
@@ -337,8 +337,8 @@ impl Stream {
     async fn heartbeat(&mut self) -> Result<(), End> {
         let groups: Vec<Vec<u8>> = self.readers.keys().cloned().collect();
         let client = self.node.db.client().await?;
-        let now = store::groups::now(&**client).await?;
-        let pulses = store::groups::pulses(&**client, &groups).await?;
+        let now = store::groups::now(&client).await?;
+        let pulses = store::groups::pulses(&client, &groups).await?;
         drop(client);
         let mut moved = Vec::new();
         for (group, Pulse { head_seq, .. }) in pulses {
@@ -387,11 +387,11 @@ async fn poll_once(node: &Node) -> Result<(), DbError> {
         return Ok(());
     }
     let client = node.db.client().await?;
-    let pulses = store::groups::pulses(&**client, &groups).await?;
+    let pulses = store::groups::pulses(&client, &groups).await?;
     for (group, pulse) in &pulses {
         node.hub.group_moved(group, pulse.head_seq);
     }
-    for (device, pulse) in store::roster::pulses(&**client, &devices).await? {
+    for (device, pulse) in store::roster::pulses(&client, &devices).await? {
         node.hub.device_polled(device, pulse);
     }
     drop(client);

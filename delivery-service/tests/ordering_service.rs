@@ -216,7 +216,7 @@ impl<'a> Case<'a> {
         let until = Instant::now() + MARKED_WITHIN;
         loop {
             let client = self.db.client().await.unwrap();
-            let head = store::groups::head(&**client, &self.group.id).await;
+            let head = store::groups::head(&client, &self.group.id).await;
             let head = head.unwrap().unwrap();
             if head.pending_removals == self.model.head.pending_removals {
                 // The mark is an entry of its own.
@@ -298,7 +298,7 @@ impl<'a> Case<'a> {
         self.model.apply(by, command, seq, head);
         self.requests.push(request);
         let client = self.db.client().await.unwrap();
-        let chain = store::log::chain_at(&**client, &self.group.id, seq).await;
+        let chain = store::log::chain_at(&client, &self.group.id, seq).await;
         (self.group.seq, self.group.chain) = (seq, chain.unwrap().expect("it was accepted"));
     }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+pub use deadpool_postgres::{GenericClient, Transaction};
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use futures_util::future::BoxFuture;
-pub use tokio_postgres::Transaction;
 use tokio_postgres::{
     NoTls,
     config::SslMode,
@@ -220,6 +220,27 @@ impl std::fmt::Debug for Db {
     }
 }
 
+/// A connection that was in use so shortly ago is not asked whether it lives.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection has to say that it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
+/// Asks a connection that was idle for a while whether it lives: a database that moved to another machine may leave connections that break only much
+/// later. One that is in use all the time pays nothing for it.
+fn alive() -> Hook {
+    Hook::async_fn(|client, metrics| {
+        Box::pin(async move {
+            if metrics.last_used() < FRESH {
+                return Ok(());
+            }
+            match tokio::time::timeout(SIGN_OF_LIFE, client.simple_query("")).await {
+                Ok(answer) => answer.map(|_| ()).map_err(HookError::Backend),
+                Err(_) => Err(HookError::message("no sign of life")),
+            }
+        })
+    })
+}
+
 /// How often a transaction is tried when the server asks for a repeat.
 const TRIES: u32 = 4;
 
@@ -246,14 +267,14 @@ impl Db {
             config,
             NoTls,
             ManagerConfig {
-                recycling_method: RecyclingMethod::Verified,
+                recycling_method: RecyclingMethod::Fast,
             },
         );
         let pool = Pool::builder(manager)
             .max_size(options.pool_connections_items)
             .wait_timeout(Some(Duration::from_millis(options.pool_wait_millis)))
             .create_timeout(Some(Duration::from_secs(5)))
-            .recycle_timeout(Some(Duration::from_secs(2)))
+            .pre_recycle(alive())
             .runtime(Runtime::Tokio1)
             .build()?;
         Ok(Self { pool })
@@ -294,10 +315,11 @@ impl Db {
         F: for<'t> Fn(&'t Transaction<'t>) -> BoxFuture<'t, Result<T, TxError<E>>>,
     {
         let mut client = self.client().await.map_err(TxError::Db)?;
-        let result = {
-            let connection: &mut tokio_postgres::Client = &mut client;
-            let tx = connection.transaction().await?;
-            match work(&tx).await {
+        let result = match client.transaction().await.map_err(DbError::from) {
+            // It broke in the pool. Nothing was done on it: another one will do.
+            Err(DbError::Unavailable) => Err(TxError::Db(DbError::Conflict)),
+            Err(error) => Err(TxError::Db(error)),
+            Ok(tx) => match work(&tx).await {
                 Ok(value) => match tx.commit().await.map_err(DbError::from) {
                     Ok(()) => Ok(value),
                     Err(DbError::Unavailable) => Err(TxError::Db(DbError::OutcomeUnknown)),
@@ -308,7 +330,7 @@ impl Db {
                     let _rolled_back = tx.rollback().await;
                     Err(error)
                 }
-            }
+            },
         };
         if let Err(TxError::Db(
             DbError::Unavailable | DbError::OutcomeUnknown | DbError::Conflict,

@@ -1,8 +1,9 @@
 //! Devices, their keys and certificates, and the assertions that they used.
 
+use service_kit::db::GenericClient;
 use service_kit::db::Transaction;
 use time::OffsetDateTime;
-use tokio_postgres::{Error, GenericClient, Row};
+use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use super::unsigned;
@@ -57,9 +58,11 @@ fn device(row: &Row) -> Device {
 ///
 /// # Errors
 /// The database.
-pub async fn find<C: GenericClient + Sync>(client: &C, id: Uuid) -> Result<Option<Device>, Error> {
+pub async fn find<C: GenericClient>(client: &C, id: Uuid) -> Result<Option<Device>, Error> {
     let sql = format!("/* devices::find */ {SELECT} WHERE d.device_id = $1");
-    let row = client.query_opt(&sql, &[&id]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(&sql).await?, &[&id])
+        .await?;
     Ok(row.as_ref().map(device))
 }
 
@@ -67,14 +70,16 @@ pub async fn find<C: GenericClient + Sync>(client: &C, id: Uuid) -> Result<Optio
 ///
 /// # Errors
 /// The database.
-pub async fn by_certificate<C: GenericClient + Sync>(
+pub async fn by_certificate<C: GenericClient>(
     client: &C,
     certificate: &[u8],
 ) -> Result<Option<Device>, Error> {
     let sql = format!(
         "/* devices::by_certificate */ {SELECT} WHERE d.device_id IN (SELECT c.device_id FROM device_keys c WHERE c.certificate = $1)"
     );
-    let row = client.query_opt(&sql, &[&certificate]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(&sql).await?, &[&certificate])
+        .await?;
     Ok(row.as_ref().map(device))
 }
 
@@ -82,14 +87,13 @@ pub async fn by_certificate<C: GenericClient + Sync>(
 ///
 /// # Errors
 /// The database.
-pub async fn of_users<C: GenericClient + Sync>(
-    client: &C,
-    users: &[Uuid],
-) -> Result<Vec<Device>, Error> {
+pub async fn of_users<C: GenericClient>(client: &C, users: &[Uuid]) -> Result<Vec<Device>, Error> {
     let sql = format!(
         "/* devices::of_users */ {SELECT} WHERE d.user_id = ANY($1) ORDER BY d.user_id, d.enrolled_at, d.device_id"
     );
-    let rows = client.query(&sql, &[&users]).await?;
+    let rows = client
+        .query(&client.prepare_cached(&sql).await?, &[&users])
+        .await?;
     Ok(rows.iter().map(device).collect())
 }
 
@@ -99,7 +103,7 @@ pub async fn of_users<C: GenericClient + Sync>(
 /// The database.
 pub async fn lock(tx: &Transaction<'_>, id: Uuid) -> Result<u64, Error> {
     let sql = "/* devices::lock */ SELECT 1 FROM devices WHERE device_id = $1 FOR UPDATE";
-    tx.execute(sql, &[&id]).await
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id]).await
 }
 
 /// How many devices of this user are not revoked. The user's row is locked: two enrolments at once cannot both take the last place.
@@ -108,9 +112,12 @@ pub async fn lock(tx: &Transaction<'_>, id: Uuid) -> Result<u64, Error> {
 /// The database.
 pub async fn count_of_user(tx: &Transaction<'_>, user: Uuid) -> Result<i64, Error> {
     let sql = "/* devices::count_of_user */ SELECT 1 FROM users WHERE user_id = $1 FOR UPDATE";
-    tx.execute(sql, &[&user]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&user]).await?;
     let sql = "/* devices::count_of_user */ SELECT count(*) FROM devices WHERE user_id = $1 AND revoked_seq IS NULL";
-    Ok(tx.query_one(sql, &[&user]).await?.get(0))
+    Ok(tx
+        .query_one(&tx.prepare_cached(sql).await?, &[&user])
+        .await?
+        .get(0))
 }
 
 /// Writes a new device.
@@ -125,7 +132,8 @@ pub async fn insert(
     at: OffsetDateTime,
 ) -> Result<(), Error> {
     let sql = "/* devices::insert */ INSERT INTO devices (device_id, user_id, name, enrolled_at) VALUES ($1, $2, $3, $4)";
-    tx.execute(sql, &[&id, &user, &name, &at]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id, &user, &name, &at])
+        .await?;
     Ok(())
 }
 
@@ -144,7 +152,10 @@ pub async fn insert_key(
     let sql = "/* devices::insert_key */ INSERT INTO device_keys (public_key, device_id, scheme, certificate, not_after, current) \
                VALUES ($1, $2, $3, $4, $5, true) ON CONFLICT (public_key) DO NOTHING";
     let rows = tx
-        .execute(sql, &[&public_key, &id, &scheme, &certificate, &not_after])
+        .execute(
+            &tx.prepare_cached(sql).await?,
+            &[&public_key, &id, &scheme, &certificate, &not_after],
+        )
         .await?;
     Ok(rows == 1)
 }
@@ -155,7 +166,8 @@ pub async fn insert_key(
 /// The database.
 pub async fn mark_revoked(tx: &Transaction<'_>, id: Uuid, seq: u64) -> Result<u64, Error> {
     let sql = "/* devices::mark_revoked */ UPDATE devices SET revoked_seq = $2 WHERE device_id = $1 AND revoked_seq IS NULL";
-    tx.execute(sql, &[&id, &super::signed(seq)]).await
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id, &super::signed(seq)])
+        .await
 }
 
 /// Devices whose certificate ended and whose end was not said yet, locked; those that another node is at are passed over.
@@ -166,7 +178,9 @@ pub async fn lock_expired(tx: &Transaction<'_>, at_most: i64) -> Result<Vec<Uuid
     let sql = "/* devices::lock_expired */ SELECT d.device_id FROM devices d JOIN device_keys k ON k.device_id = d.device_id \
                AND k.current AND k.scheme = 2055 WHERE k.not_after < clock_timestamp() AND d.expired_seq IS NULL AND d.revoked_seq IS NULL \
                ORDER BY k.not_after, d.device_id LIMIT $1 FOR UPDATE OF d SKIP LOCKED";
-    let rows = tx.query(sql, &[&at_most]).await?;
+    let rows = tx
+        .query(&tx.prepare_cached(sql).await?, &[&at_most])
+        .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -177,7 +191,8 @@ pub async fn lock_expired(tx: &Transaction<'_>, at_most: i64) -> Result<Vec<Uuid
 pub async fn mark_expired(tx: &Transaction<'_>, id: Uuid, seq: u64) -> Result<u64, Error> {
     let sql =
         "/* devices::mark_expired */ UPDATE devices SET expired_seq = $2 WHERE device_id = $1";
-    tx.execute(sql, &[&id, &super::signed(seq)]).await
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id, &super::signed(seq)])
+        .await
 }
 
 /// Uses an assertion; `false` when it was used before. Drops what is too old to be replayed.
@@ -192,7 +207,13 @@ pub async fn use_assertion(
 ) -> Result<bool, Error> {
     let sql = "/* devices::use_assertion */ DELETE FROM used_assertions WHERE (device_id, jti) IN \
                (SELECT device_id, jti FROM used_assertions WHERE expires_at < clock_timestamp() LIMIT 100 FOR UPDATE SKIP LOCKED)";
-    tx.execute(sql, &[]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[]).await?;
     let sql = "/* devices::use_assertion */ INSERT INTO used_assertions (device_id, jti, expires_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    Ok(tx.execute(sql, &[&device, &jti, &expires_at]).await? == 1)
+    Ok(tx
+        .execute(
+            &tx.prepare_cached(sql).await?,
+            &[&device, &jti, &expires_at],
+        )
+        .await?
+        == 1)
 }

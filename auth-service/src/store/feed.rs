@@ -1,9 +1,10 @@
 //! The status feed and the audit log: dense, in commit order.
 
 use bytes::Bytes;
+use service_kit::db::GenericClient;
 use service_kit::db::Transaction;
 use time::OffsetDateTime;
-use tokio_postgres::{Error, GenericClient};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::{signed, unsigned};
@@ -25,7 +26,7 @@ pub struct Head {
 /// The database.
 pub async fn next(tx: &Transaction<'_>) -> Result<Head, Error> {
     let sql = "/* feed::next */ UPDATE service_state SET status_seq = status_seq + 1 RETURNING status_seq, incarnation, clock_timestamp()";
-    let row = tx.query_one(sql, &[]).await?;
+    let row = tx.query_one(&tx.prepare_cached(sql).await?, &[]).await?;
     Ok(Head {
         seq: unsigned(row.get(0)),
         history_id: row.get(1),
@@ -37,10 +38,12 @@ pub async fn next(tx: &Transaction<'_>) -> Result<Head, Error> {
 ///
 /// # Errors
 /// The database.
-pub async fn head<C: GenericClient + Sync>(client: &C) -> Result<Head, Error> {
+pub async fn head<C: GenericClient>(client: &C) -> Result<Head, Error> {
     let sql =
         "/* feed::head */ SELECT status_seq, incarnation, clock_timestamp() FROM service_state";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client
+        .query_one(&client.prepare_cached(sql).await?, &[])
+        .await?;
     Ok(Head {
         seq: unsigned(row.get(0)),
         history_id: row.get(1),
@@ -61,8 +64,11 @@ pub async fn insert(
 ) -> Result<(), Error> {
     let chain: Vec<&[u8]> = chain.iter().map(|der| der.as_ref()).collect();
     let sql = "/* feed::insert */ INSERT INTO status_feed (seq, status, signature, chain) VALUES ($1, $2, $3, $4)";
-    tx.execute(sql, &[&signed(seq), &status, &signature, &chain])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&signed(seq), &status, &signature, &chain],
+    )
+    .await?;
     Ok(())
 }
 
@@ -83,13 +89,11 @@ pub struct Item {
 ///
 /// # Errors
 /// The database.
-pub async fn after<C: GenericClient + Sync>(
-    client: &C,
-    seq: u64,
-    limit: i64,
-) -> Result<Vec<Item>, Error> {
+pub async fn after<C: GenericClient>(client: &C, seq: u64, limit: i64) -> Result<Vec<Item>, Error> {
     let sql = "/* feed::after */ SELECT seq, status, signature, chain FROM status_feed WHERE seq > $1 ORDER BY seq LIMIT $2";
-    let rows = client.query(sql, &[&signed(seq), &limit]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&signed(seq), &limit])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| Item {
@@ -113,7 +117,8 @@ pub async fn audit(
 ) -> Result<(), Error> {
     let sql = "/* feed::audit */ WITH next AS (UPDATE service_state SET audit_seq = audit_seq + 1 RETURNING audit_seq) \
                INSERT INTO audit (seq, at, actor, action, subject) SELECT audit_seq, clock_timestamp(), $1, $2, $3 FROM next";
-    tx.execute(sql, &[&actor, &action, &subject]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&actor, &action, &subject])
+        .await?;
     Ok(())
 }
 
@@ -136,13 +141,15 @@ pub struct AuditLine {
 ///
 /// # Errors
 /// The database.
-pub async fn audit_after<C: GenericClient + Sync>(
+pub async fn audit_after<C: GenericClient>(
     client: &C,
     seq: u64,
     limit: i64,
 ) -> Result<Vec<AuditLine>, Error> {
     let sql = "/* feed::audit_after */ SELECT seq, at, actor, action, subject FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2";
-    let rows = client.query(sql, &[&signed(seq), &limit]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&signed(seq), &limit])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| AuditLine {

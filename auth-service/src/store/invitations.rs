@@ -1,8 +1,9 @@
 //! Invitations: the hash of a code, once.
 
+use service_kit::db::GenericClient;
 use service_kit::db::Transaction;
 use time::OffsetDateTime;
-use tokio_postgres::{Error, GenericClient};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 /// One invitation.
@@ -31,7 +32,10 @@ pub async fn insert(
     let sql = "/* invitations::insert */ INSERT INTO invitations (code_hash, user_id, created_at, expires_at) \
                VALUES ($1, $2, clock_timestamp(), clock_timestamp() + make_interval(secs => $3)) RETURNING expires_at";
     let row = tx
-        .query_one(sql, &[&code_hash, &user, &valid_seconds])
+        .query_one(
+            &tx.prepare_cached(sql).await?,
+            &[&code_hash, &user, &valid_seconds],
+        )
         .await?;
     Ok(row.get(0))
 }
@@ -43,7 +47,9 @@ pub async fn insert(
 pub async fn lock(tx: &Transaction<'_>, code_hash: &[u8]) -> Result<Option<Invitation>, Error> {
     let sql = "/* invitations::lock */ SELECT user_id, expires_at, enroll_hash, device_id, clock_timestamp() \
                FROM invitations WHERE code_hash = $1 FOR UPDATE";
-    let row = tx.query_opt(sql, &[&code_hash]).await?;
+    let row = tx
+        .query_opt(&tx.prepare_cached(sql).await?, &[&code_hash])
+        .await?;
     Ok(row.map(|row| Invitation {
         user: row.get(0),
         expires_at: row.get(1),
@@ -66,7 +72,11 @@ pub async fn mark_used(
 ) -> Result<u64, Error> {
     let sql = "/* invitations::mark_used */ UPDATE invitations SET used_at = clock_timestamp(), enroll_hash = $2, device_id = $3 \
                WHERE code_hash = $1 AND used_at IS NULL";
-    tx.execute(sql, &[&code_hash, &enroll_hash, &device]).await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&code_hash, &enroll_hash, &device],
+    )
+    .await
 }
 
 /// As shown to the operator.
@@ -90,7 +100,7 @@ pub struct Listed {
 ///
 /// # Errors
 /// The database.
-pub async fn list<C: GenericClient + Sync>(
+pub async fn list<C: GenericClient>(
     client: &C,
     after: Option<(OffsetDateTime, Vec<u8>)>,
     limit: i64,
@@ -99,7 +109,9 @@ pub async fn list<C: GenericClient + Sync>(
     let sql = "/* invitations::list */ SELECT i.code_hash, i.user_id, u.handle, i.created_at, i.expires_at, i.used_at \
                FROM invitations i JOIN users u ON u.user_id = i.user_id \
                WHERE (i.created_at, i.code_hash) > ($1, $2) ORDER BY i.created_at, i.code_hash LIMIT $3";
-    let rows = client.query(sql, &[&at, &hash, &limit]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&at, &hash, &limit])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| Listed {

@@ -5,17 +5,20 @@ pub mod feed;
 pub mod invitations;
 pub mod users;
 
+use service_kit::db::GenericClient;
 use time::OffsetDateTime;
-use tokio_postgres::{Error, GenericClient};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 /// The database's time, and which life of the database this is.
 ///
 /// # Errors
 /// The database.
-pub async fn clock<C: GenericClient + Sync>(client: &C) -> Result<(OffsetDateTime, Uuid), Error> {
+pub async fn clock<C: GenericClient>(client: &C) -> Result<(OffsetDateTime, Uuid), Error> {
     let sql = "/* store::clock */ SELECT clock_timestamp(), incarnation FROM service_state";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client
+        .query_one(&client.prepare_cached(sql).await?, &[])
+        .await?;
     Ok((row.get(0), row.get(1)))
 }
 

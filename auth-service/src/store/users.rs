@@ -1,7 +1,8 @@
 //! People, and the words that they are found by.
 
+use service_kit::db::GenericClient;
 use service_kit::db::Transaction;
-use tokio_postgres::{Error, GenericClient, Row};
+use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 /// One person.
@@ -35,14 +36,13 @@ fn user(row: &Row) -> User {
 ///
 /// # Errors
 /// The database.
-pub async fn by_handle<C: GenericClient + Sync>(
-    client: &C,
-    handle: &str,
-) -> Result<Option<User>, Error> {
+pub async fn by_handle<C: GenericClient>(client: &C, handle: &str) -> Result<Option<User>, Error> {
     let sql = format!(
         "/* users::by_handle */ SELECT {COLUMNS} FROM users u WHERE lower(u.handle) COLLATE \"C\" = lower($1)"
     );
-    let row = client.query_opt(&sql, &[&handle]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(&sql).await?, &[&handle])
+        .await?;
     Ok(row.as_ref().map(user))
 }
 
@@ -50,11 +50,13 @@ pub async fn by_handle<C: GenericClient + Sync>(
 ///
 /// # Errors
 /// The database.
-pub async fn by_ids<C: GenericClient + Sync>(client: &C, ids: &[Uuid]) -> Result<Vec<User>, Error> {
+pub async fn by_ids<C: GenericClient>(client: &C, ids: &[Uuid]) -> Result<Vec<User>, Error> {
     let sql = format!(
         "/* users::by_ids */ SELECT {COLUMNS} FROM users u WHERE u.user_id = ANY($1) AND u.deleted_at IS NULL ORDER BY u.user_id"
     );
-    let rows = client.query(&sql, &[&ids]).await?;
+    let rows = client
+        .query(&client.prepare_cached(&sql).await?, &[&ids])
+        .await?;
     Ok(rows.iter().map(user).collect())
 }
 
@@ -73,13 +75,17 @@ pub async fn upsert(tx: &Transaction<'_>, user: &User) -> Result<(Uuid, bool), E
         &user.display_name,
         &user.organisation,
     ];
-    let id: Uuid = tx.query_one(sql, &columns).await?.get(0);
+    let id: Uuid = tx
+        .query_one(&tx.prepare_cached(sql).await?, &columns)
+        .await?
+        .get(0);
     let sql = "/* users::upsert */ DELETE FROM user_words WHERE user_id = $1";
-    tx.execute(sql, &[&id]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id]).await?;
     let mut found_by = words(&user.display_name);
     found_by.push(user.handle.to_lowercase());
     let sql = "/* users::upsert */ INSERT INTO user_words (word, user_id) SELECT DISTINCT w, $2::uuid FROM unnest($1::text[]) AS w";
-    tx.execute(sql, &[&found_by, &id]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&found_by, &id])
+        .await?;
     Ok((id, id == user.id))
 }
 
@@ -89,7 +95,10 @@ pub async fn upsert(tx: &Transaction<'_>, user: &User) -> Result<(Uuid, bool), E
 /// The database.
 pub async fn lock(tx: &Transaction<'_>, id: Uuid) -> Result<Option<bool>, Error> {
     let sql = "/* users::lock */ SELECT suspended FROM users WHERE user_id = $1 AND deleted_at IS NULL FOR UPDATE";
-    Ok(tx.query_opt(sql, &[&id]).await?.map(|row| row.get(0)))
+    Ok(tx
+        .query_opt(&tx.prepare_cached(sql).await?, &[&id])
+        .await?
+        .map(|row| row.get(0)))
 }
 
 /// Cuts a person off, or lets them in again.
@@ -98,7 +107,8 @@ pub async fn lock(tx: &Transaction<'_>, id: Uuid) -> Result<Option<bool>, Error>
 /// The database.
 pub async fn set_suspended(tx: &Transaction<'_>, id: Uuid, suspended: bool) -> Result<u64, Error> {
     let sql = "/* users::set_suspended */ UPDATE users SET suspended = $2 WHERE user_id = $1";
-    tx.execute(sql, &[&id, &suspended]).await
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id, &suspended])
+        .await
 }
 
 /// Takes a person's names away; the id stays, and stays suspended. Open invitations go.
@@ -107,12 +117,12 @@ pub async fn set_suspended(tx: &Transaction<'_>, id: Uuid, suspended: bool) -> R
 /// The database.
 pub async fn delete(tx: &Transaction<'_>, id: Uuid) -> Result<u64, Error> {
     let sql = "/* users::delete */ DELETE FROM user_words WHERE user_id = $1";
-    tx.execute(sql, &[&id]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id]).await?;
     let sql = "/* users::delete */ DELETE FROM invitations WHERE user_id = $1 AND used_at IS NULL";
-    tx.execute(sql, &[&id]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id]).await?;
     let sql = "/* users::delete */ UPDATE users SET handle = 'deleted:' || user_id, display_name = '', organisation = '', suspended = true, \
                deleted_at = clock_timestamp() WHERE user_id = $1";
-    tx.execute(sql, &[&id]).await
+    tx.execute(&tx.prepare_cached(sql).await?, &[&id]).await
 }
 
 /// Lower-case words of a text.
@@ -128,7 +138,7 @@ pub fn words(text: &str) -> Vec<String> {
 ///
 /// # Errors
 /// The database.
-pub async fn search<C: GenericClient + Sync>(
+pub async fn search<C: GenericClient>(
     client: &C,
     beginnings: &[String],
     after: &str,
@@ -144,7 +154,12 @@ pub async fn search<C: GenericClient + Sync>(
            WHERE w.word >= ($1::text[])[1] COLLATE \"C\" AND w.word < (($1::text[])[1] || chr(1114111)) COLLATE \"C\") \
          ORDER BY lower(u.handle) COLLATE \"C\" LIMIT $3"
     );
-    let rows = client.query(&sql, &[&beginnings, &after, &limit]).await?;
+    let rows = client
+        .query(
+            &client.prepare_cached(&sql).await?,
+            &[&beginnings, &after, &limit],
+        )
+        .await?;
     Ok(rows.iter().map(user).collect())
 }
 
@@ -152,7 +167,7 @@ pub async fn search<C: GenericClient + Sync>(
 ///
 /// # Errors
 /// The database.
-pub async fn list<C: GenericClient + Sync>(
+pub async fn list<C: GenericClient>(
     client: &C,
     after: &str,
     limit: i64,
@@ -161,6 +176,8 @@ pub async fn list<C: GenericClient + Sync>(
         "/* users::list */ SELECT {COLUMNS} FROM users u WHERE lower(u.handle) COLLATE \"C\" > lower($1) AND u.deleted_at IS NULL \
          ORDER BY lower(u.handle) COLLATE \"C\" LIMIT $2"
     );
-    let rows = client.query(&sql, &[&after, &limit]).await?;
+    let rows = client
+        .query(&client.prepare_cached(&sql).await?, &[&after, &limit])
+        .await?;
     Ok(rows.iter().map(user).collect())
 }

@@ -201,7 +201,7 @@ struct Before {
 impl Before {
     async fn load(node: &Node, group: &[u8], epoch_seq: u64) -> Result<Self, Error> {
         let client = node.db.client().await?;
-        let stored = store::groups::epoch(&**client, group, epoch_seq)
+        let stored = store::groups::epoch(&client, group, epoch_seq)
             .await
             .map_err(DbError::from)?;
         let Some(stored) = stored else {
@@ -209,7 +209,7 @@ impl Before {
         };
         let info = GroupInfo::parse(&stored.group_info, stored.group_info.len())
             .map_err(|_| Error::Corrupt("a stored GroupInfo"))?;
-        let nodes = store::tree::at(&**client, group, epoch_seq)
+        let nodes = store::tree::at(&client, group, epoch_seq)
             .await
             .map_err(DbError::from)?;
         let mut tree =
@@ -322,7 +322,7 @@ fn first_message(
         proposal: false,
         epoch: header.epoch,
         epoch_seq: 0,
-        message: first.message.to_vec(),
+        message: first.message.clone(),
     }))
 }
 

@@ -128,7 +128,7 @@ async fn check_only_leaf(node: &Node, caller: &Caller, tree: &Tree) -> Result<()
     };
     let leaf = leaf_of(only).ok_or_else(|| Error::malformed("tree", "the leaf does not parse"))?;
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     drop(client);
     leaf_is_callers(node, caller, &leaf, now)?;
     Ok(())

@@ -40,7 +40,7 @@ pub(super) async fn check_external_leaf(
         ));
     }
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     leaf_is_callers(node, caller, leaf, now).map(|_| ())
 }
 
@@ -93,20 +93,20 @@ pub(super) async fn introducer(
         .ok_or_else(|| Error::malformed("introduction.introducer", "missing"))?;
     let introducer = node.domains.device("introduction.introducer", device_ref)?;
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     let content = signed::introduction(
         (&caller.domain, caller.key.device.as_bytes()),
         &introduction.key,
         (&node.config.domain, group),
         introduction.expires_at,
     );
-    let Some(head) = store::groups::head(&**client, group)
+    let Some(head) = store::groups::head(&client, group)
         .await
         .map_err(DbError::from)?
     else {
         return Err(Error::no_group());
     };
-    let nodes = store::tree::at(&**client, group, head.epoch_seq)
+    let nodes = store::tree::at(&client, group, head.epoch_seq)
         .await
         .map_err(DbError::from)?;
     let key = leaf_key_of(&nodes, &device_ref.domain, introducer.device);

@@ -81,7 +81,7 @@ async fn check_signer(
         .and_then(|(_, node)| leaf_of(node))
         .ok_or_else(|| invalid("the GroupInfo's signer has no leaf in the tree"))?;
     let client = node.db.client().await?;
-    let now = store::groups::now(&**client).await.map_err(DbError::from)? / 1_000_000;
+    let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     drop(client);
     leaf_is_callers(node, caller, &leaf, now)?;
     if info.verify(&leaf.signature_key) == Some(false) {

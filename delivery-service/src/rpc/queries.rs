@@ -15,8 +15,8 @@ impl Rpc {
     pub(super) async fn info(&self) -> Result<GetServiceInfoResponse, Error> {
         let config = &self.node.config;
         let client = self.node.db.client().await?;
-        let now = store::groups::now(&**client).await.map_err(DbError::from)?;
-        let incarnation = store::groups::incarnation(&**client)
+        let now = store::groups::now(&client).await.map_err(DbError::from)?;
+        let incarnation = store::groups::incarnation(&client)
             .await
             .map_err(DbError::from)?;
         let suites = config.suites.iter().map(|code| Suite {
@@ -54,11 +54,11 @@ impl Rpc {
             return Err(Error::no_group());
         }
         let client = self.node.db.client().await?;
-        let epoch = store::groups::epoch(&**client, &view.group, epoch_seq)
+        let epoch = store::groups::epoch(&client, &view.group, epoch_seq)
             .await
             .map_err(DbError::from)?
             .ok_or_else(|| Error::refused(Reason::UnknownValue, "epoch_seq names no epoch"))?;
-        let nodes = store::tree::at(&**client, &view.group, epoch_seq)
+        let nodes = store::tree::at(&client, &view.group, epoch_seq)
             .await
             .map_err(DbError::from)?;
         let part = || FetchTreeResponse {
@@ -95,11 +95,11 @@ impl Rpc {
             return Err(Error::no_group());
         }
         let client = self.node.db.client().await?;
-        let epoch = store::groups::epoch(&**client, &view.group, view.head.epoch_seq)
+        let epoch = store::groups::epoch(&client, &view.group, view.head.epoch_seq)
             .await
             .map_err(DbError::from)?
             .ok_or(Error::Corrupt("the current epoch is missing"))?;
-        let created = store::groups::created(&**client, &view.group)
+        let created = store::groups::created(&client, &view.group)
             .await
             .map_err(DbError::from)?
             .ok_or(Error::Corrupt("the group's row is missing"))?;
@@ -129,10 +129,10 @@ impl Rpc {
             return Err(Error::no_group());
         }
         let client = self.node.db.client().await?;
-        let members = store::roster::as_of(&**client, &view.group, at_seq)
+        let members = store::roster::as_of(&client, &view.group, at_seq)
             .await
             .map_err(DbError::from)?;
-        let created = store::groups::created(&**client, &view.group)
+        let created = store::groups::created(&client, &view.group)
             .await
             .map_err(DbError::from)?
             .ok_or(Error::Corrupt("the group's row is missing"))?;
@@ -157,7 +157,7 @@ impl Rpc {
         }
         answers[0].state = Some(read::state(&self.node, &view.group, &view.head));
         answers[0].suite = u32::try_from(created.suite).unwrap_or(0);
-        let forks = store::recovery::distinct_hashes(&**client, &view.group, view.head.epoch_seq)
+        let forks = store::recovery::distinct_hashes(&client, &view.group, view.head.epoch_seq)
             .await
             .map_err(DbError::from)?;
         answers[0].healthy = view.head.stage == Stage::Open && forks < 2;
@@ -166,7 +166,7 @@ impl Rpc {
 
     pub(super) async fn groups(&self, caller: &Caller) -> Result<Vec<ListGroupsResponse>, Error> {
         let client = self.node.db.client().await?;
-        let groups = store::roster::groups_of(&**client, caller.key)
+        let groups = store::roster::groups_of(&client, caller.key)
             .await
             .map_err(DbError::from)?;
         drop(client);

@@ -1,6 +1,7 @@
 //! What the service knows of a device: its user, and whether it was revoked.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::{columns, device_key, signed, unsigned};
@@ -20,7 +21,11 @@ pub struct Device {
 /// Notes a device on its first changing request; returns what is known of it (the user of the first time, never of a later one).
 pub async fn remember(tx: &Transaction<'_>, key: DeviceKey, user: Uuid) -> Result<Device, Error> {
     let sql = "/* devices::remember */ INSERT INTO devices (domain_id, device_id, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    tx.execute(sql, &[&key.domain, &key.device, &user]).await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&key.domain, &key.device, &user],
+    )
+    .await?;
     let known = find(tx, &[key]).await?;
     Ok(known.first().copied().unwrap_or(Device {
         key,
@@ -30,7 +35,7 @@ pub async fn remember(tx: &Transaction<'_>, key: DeviceKey, user: Uuid) -> Resul
 }
 
 /// What is known of these devices.
-pub async fn find<C: GenericClient + Sync>(
+pub async fn find<C: GenericClient>(
     client: &C,
     devices: &[DeviceKey],
 ) -> Result<Vec<Device>, Error> {
@@ -48,13 +53,15 @@ pub async fn lock_added(tx: &Transaction<'_>, devices: &[DeviceKey]) -> Result<V
     select(tx, sql, devices).await
 }
 
-async fn select<C: GenericClient + Sync>(
+async fn select<C: GenericClient>(
     client: &C,
     sql: &str,
     devices: &[DeviceKey],
 ) -> Result<Vec<Device>, Error> {
     let (domains, ids) = columns(devices);
-    let rows = client.query(sql, &[&domains, &ids]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&domains, &ids])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| Device {
@@ -76,8 +83,13 @@ pub struct Standing {
     pub suspended: bool,
 }
 
+/// A device that was revoked before it ever called has no user.
+pub(super) fn known_user(user: Option<Uuid>) -> Option<Uuid> {
+    user.filter(|user| !user.is_nil())
+}
+
 /// How a device with this user stands.
-pub async fn standing<C: GenericClient + Sync>(
+pub async fn standing<C: GenericClient>(
     client: &C,
     key: DeviceKey,
     user: Uuid,
@@ -86,11 +98,13 @@ pub async fn standing<C: GenericClient + Sync>(
                EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = $1 AND s.subject_id IN ($2, $3)) \
                FROM (SELECT 1) AS one LEFT JOIN devices v ON v.domain_id = $1 AND v.device_id = $2";
     let row = client
-        .query_one(sql, &[&key.domain, &key.device, &user])
+        .query_one(
+            &client.prepare_cached(sql).await?,
+            &[&key.domain, &key.device, &user],
+        )
         .await?;
     Ok(Standing {
-        // A device that was revoked before it ever called has none.
-        user: row.get::<_, Option<Uuid>>(0).filter(|user| !user.is_nil()),
+        user: known_user(row.get(0)),
         revoked: row.get(1),
         suspended: row.get(2),
     })
@@ -108,12 +122,14 @@ pub struct AuthService {
 }
 
 /// What an Authentication Service last said of itself.
-pub async fn auth_service<C: GenericClient + Sync>(
+pub async fn auth_service<C: GenericClient>(
     client: &C,
     domain: i16,
 ) -> Result<Option<AuthService>, Error> {
     let sql = "/* devices::auth_service */ SELECT service_info, history_id, seq FROM auth_services WHERE domain_id = $1";
-    let row = client.query_opt(sql, &[&domain]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(sql).await?, &[&domain])
+        .await?;
     Ok(row.map(|row| AuthService {
         service_info: row.get(0),
         history_id: row.get(1),
@@ -122,14 +138,19 @@ pub async fn auth_service<C: GenericClient + Sync>(
 }
 
 /// Remembers what an Authentication Service says of itself.
-pub async fn remember_auth_service<C: GenericClient + Sync>(
+pub async fn remember_auth_service<C: GenericClient>(
     client: &C,
     domain: i16,
     service_info: &[u8],
 ) -> Result<(), Error> {
     let sql = "/* devices::remember_auth_service */ INSERT INTO auth_services (domain_id, service_info) VALUES ($1, $2) \
                ON CONFLICT (domain_id) DO UPDATE SET service_info = EXCLUDED.service_info";
-    client.execute(sql, &[&domain, &service_info]).await?;
+    client
+        .execute(
+            &client.prepare_cached(sql).await?,
+            &[&domain, &service_info],
+        )
+        .await?;
     Ok(())
 }
 
@@ -142,22 +163,31 @@ pub async fn advance_feed(
 ) -> Result<u64, Error> {
     let sql = "/* devices::advance_feed */ UPDATE auth_services SET history_id = $2, seq = $3 \
                WHERE domain_id = $1 AND (history_id IS DISTINCT FROM $2 OR seq < $3)";
-    tx.execute(sql, &[&domain, &history_id, &signed(seq)]).await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&domain, &history_id, &signed(seq)],
+    )
+    .await
 }
 
 /// Forgets how far a feed was applied; what was applied stays.
-pub async fn forget_feed<C: GenericClient + Sync>(client: &C, domain: i16) -> Result<u64, Error> {
+pub async fn forget_feed<C: GenericClient>(client: &C, domain: i16) -> Result<u64, Error> {
     let sql = "/* devices::forget_feed */ UPDATE auth_services SET history_id = NULL, seq = 0 WHERE domain_id = $1";
-    client.execute(sql, &[&domain]).await
+    client
+        .execute(&client.prepare_cached(sql).await?, &[&domain])
+        .await
 }
 
 /// Gives a domain name its number; the same name always gets the same.
 pub async fn domain_id(tx: &Transaction<'_>, name: &str) -> Result<i16, Error> {
     let sql = "/* devices::domain_id */ LOCK TABLE domains IN SHARE ROW EXCLUSIVE MODE";
-    tx.execute(sql, &[]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[]).await?;
     let sql = "/* devices::domain_id */ INSERT INTO domains (domain_id, name) \
                SELECT coalesce(max(domain_id), 0) + 1, $1 FROM domains HAVING NOT EXISTS (SELECT 1 FROM domains WHERE name = $1)";
-    tx.execute(sql, &[&name]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&name]).await?;
     let sql = "/* devices::domain_id */ SELECT domain_id FROM domains WHERE name = $1";
-    Ok(tx.query_one(sql, &[&name]).await?.get(0))
+    Ok(tx
+        .query_one(&tx.prepare_cached(sql).await?, &[&name])
+        .await?
+        .get(0))
 }

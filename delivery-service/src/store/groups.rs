@@ -1,6 +1,7 @@
 //! Head rows and epochs.
 
-use tokio_postgres::{Error, GenericClient, Row, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
 use super::{hash32, signed, unsigned};
@@ -117,21 +118,59 @@ pub async fn lock(tx: &Transaction<'_>, group: &[u8]) -> Result<Option<Head>, Er
         head_columns!(),
         " FROM group_heads WHERE group_id = $1 FOR NO KEY UPDATE"
     );
-    Ok(tx.query_opt(sql, &[&group]).await?.as_ref().map(head_of))
+    Ok(tx
+        .query_opt(&tx.prepare_cached(sql).await?, &[&group])
+        .await?
+        .as_ref()
+        .map(head_of))
+}
+
+/// Locks the heads of several groups, in id order: prepared, so that what is read after it can follow in the same round trip.
+#[derive(Debug)]
+pub struct LockMany(Statement);
+
+impl LockMany {
+    /// Gets the statement ready; it waits for heads that somebody else holds, or passes them over.
+    pub async fn prepare(tx: &Transaction<'_>, pass_over: bool) -> Result<Self, Error> {
+        macro_rules! lock {
+            ($end:literal) => {
+                concat!(
+                    "/* groups::lock_many */ SELECT ",
+                    head_columns!(),
+                    ", group_id FROM group_heads WHERE group_id = ANY($1) ORDER BY group_id FOR NO KEY UPDATE",
+                    $end
+                )
+            };
+        }
+        let sql = if pass_over {
+            lock!(" SKIP LOCKED")
+        } else {
+            lock!("")
+        };
+        Ok(Self(tx.prepare_cached(sql).await?))
+    }
+
+    /// The heads that are locked now.
+    pub async fn run(
+        &self,
+        tx: &Transaction<'_>,
+        groups: &[&[u8]],
+    ) -> Result<Vec<(Vec<u8>, Head)>, Error> {
+        let rows = tx.query(&self.0, &[&groups]).await?;
+        let heads = rows.iter().map(|row| (row.get("group_id"), head_of(row)));
+        Ok(heads.collect())
+    }
 }
 
 /// Reads the head without a lock.
-pub async fn head<C: GenericClient + Sync>(
-    client: &C,
-    group: &[u8],
-) -> Result<Option<Head>, Error> {
+pub async fn head<C: GenericClient>(client: &C, group: &[u8]) -> Result<Option<Head>, Error> {
     let sql = concat!(
         "/* groups::head */ SELECT ",
         head_columns!(),
         " FROM group_heads WHERE group_id = $1"
     );
     Ok(client
-        .query_opt(sql, &[&group])
+        .query_opt(&client.prepare_cached(sql).await?, &[&group])
         .await?
         .as_ref()
         .map(head_of))
@@ -149,13 +188,15 @@ pub struct Pulse {
 }
 
 /// The pulses of several groups.
-pub async fn pulses<C: GenericClient + Sync>(
+pub async fn pulses<C: GenericClient>(
     client: &C,
     groups: &[Vec<u8>],
 ) -> Result<Vec<(Vec<u8>, Pulse)>, Error> {
     let sql = "/* groups::pulses */ SELECT group_id, head_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, pending_removals \
                FROM group_heads WHERE group_id = ANY($1)";
-    let rows = client.query(sql, &[&groups]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&groups])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -177,7 +218,7 @@ pub async fn insert(tx: &Transaction<'_>, group: &[u8], created: &Created) -> Re
     let hash = created.create_hash.as_slice();
     let rows = tx
         .execute(
-            sql,
+            &tx.prepare_cached(sql).await?,
             &[
                 &group,
                 &created.suite,
@@ -191,19 +232,19 @@ pub async fn insert(tx: &Transaction<'_>, group: &[u8], created: &Created) -> Re
 }
 
 /// How a group was made.
-pub async fn created<C: GenericClient + Sync>(
-    client: &C,
-    group: &[u8],
-) -> Result<Option<Created>, Error> {
+pub async fn created<C: GenericClient>(client: &C, group: &[u8]) -> Result<Option<Created>, Error> {
     let sql = "/* groups::created */ SELECT suite, creator_domain, creator_device, create_hash FROM groups WHERE group_id = $1";
-    Ok(client.query_opt(sql, &[&group]).await?.map(|row| Created {
-        suite: row.get(0),
-        creator: DeviceKey {
-            domain: row.get(1),
-            device: row.get(2),
-        },
-        create_hash: hash32(row.get(3)),
-    }))
+    Ok(client
+        .query_opt(&client.prepare_cached(sql).await?, &[&group])
+        .await?
+        .map(|row| Created {
+            suite: row.get(0),
+            creator: DeviceKey {
+                domain: row.get(1),
+                device: row.get(2),
+            },
+            create_hash: hash32(row.get(3)),
+        }))
 }
 
 /// The first head row; false if there is one.
@@ -212,7 +253,7 @@ pub async fn insert_head(tx: &Transaction<'_>, group: &[u8], head: &Head) -> Res
                roster_seq, past_epochs, external_join, chain, last_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $3, $8, $9, $10, now())";
     let past_epochs = i32::try_from(head.past_epochs).unwrap_or(i32::MAX);
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &stage_code(head.stage),
@@ -245,7 +286,7 @@ pub async fn advance(
     let pending = i32::try_from(head.pending_removals).unwrap_or(i32::MAX);
     let past_epochs = i32::try_from(head.past_epochs).unwrap_or(i32::MAX);
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &signed(before.seq),
@@ -269,6 +310,44 @@ pub async fn advance(
     .await
 }
 
+/// A head, and the same after messages.
+#[derive(Debug)]
+pub struct HeadMove<'a> {
+    /// Whose.
+    pub group: &'a [u8],
+    /// As it was locked.
+    pub before: &'a Head,
+    /// As it is to be: messages move `seq`, `chain` and `last_at`, and may settle the epoch.
+    pub after: &'a Head,
+}
+
+/// [`advance`] for several groups to which nothing but messages came. Returns the rows changed: one for each, or a lock was not held.
+pub async fn advance_many(tx: &Transaction<'_>, moves: &[HeadMove<'_>]) -> Result<u64, Error> {
+    let sql = "/* groups::advance_many */ UPDATE group_heads h SET head_seq = n.head_seq, settled_seq = n.settled_seq, chain = n.chain, \
+               last_at = 'epoch'::timestamptz + n.last_at * interval '1 microsecond', \
+               committer_domain = CASE WHEN n.settles THEN NULL ELSE h.committer_domain END, \
+               committer_device = CASE WHEN n.settles THEN NULL ELSE h.committer_device END, \
+               committer_user = CASE WHEN n.settles THEN NULL ELSE h.committer_user END, \
+               confirm_by = CASE WHEN n.settles THEN 0 ELSE h.confirm_by END \
+               FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::float8[], $7::boolean[]) \
+               AS n(group_id, before, head_seq, settled_seq, chain, last_at, settles) \
+               WHERE h.group_id = n.group_id AND h.head_seq = n.before";
+    let groups: Vec<&[u8]> = moves.iter().map(|m| m.group).collect();
+    let befores: Vec<i64> = moves.iter().map(|m| signed(m.before.seq)).collect();
+    let seqs: Vec<i64> = moves.iter().map(|m| signed(m.after.seq)).collect();
+    let settled: Vec<i64> = moves.iter().map(|m| signed(m.after.settled_seq)).collect();
+    let chains: Vec<&[u8]> = moves.iter().map(|m| m.after.chain.as_slice()).collect();
+    let times: Vec<f64> = moves.iter().map(|m| m.after.last_at as f64).collect();
+    let settles: Vec<bool> = moves.iter().map(|m| m.after.committer.is_none()).collect();
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[
+            &groups, &befores, &seqs, &settled, &chains, &times, &settles,
+        ],
+    )
+    .await
+}
+
 /// Settled epochs need no committer any more, and nothing takes them back.
 pub async fn forget_committers(
     tx: &Transaction<'_>,
@@ -277,7 +356,11 @@ pub async fn forget_committers(
 ) -> Result<u64, Error> {
     let sql = "/* groups::forget_committers */ UPDATE epochs SET committer_domain = NULL, committer_device = NULL, committer_user = NULL, \
                confirm_by = 0, void_at = NULL WHERE group_id = $1 AND epoch_seq <= $2 AND committer_device IS NOT NULL";
-    tx.execute(sql, &[&group, &signed(settled_seq)]).await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(settled_seq)],
+    )
+    .await
 }
 
 /// A standing epoch.
@@ -309,7 +392,7 @@ pub async fn insert_epoch(tx: &Transaction<'_>, group: &[u8], epoch: &Epoch) -> 
     let width = i32::try_from(epoch.tree_width).unwrap_or(i32::MAX);
     let (domain, device, user, confirm_by) = committer_columns(epoch.committer.as_ref());
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &signed(epoch.epoch),
@@ -350,7 +433,7 @@ fn epoch_of(row: &Row) -> Epoch {
 }
 
 /// The epoch named `epoch_seq`.
-pub async fn epoch<C: GenericClient + Sync>(
+pub async fn epoch<C: GenericClient>(
     client: &C,
     group: &[u8],
     epoch_seq: u64,
@@ -360,7 +443,12 @@ pub async fn epoch<C: GenericClient + Sync>(
         epoch_columns!(),
         " FROM epochs WHERE group_id = $1 AND epoch_seq = $2"
     );
-    let row = client.query_opt(sql, &[&group, &signed(epoch_seq)]).await?;
+    let row = client
+        .query_opt(
+            &client.prepare_cached(sql).await?,
+            &[&group, &signed(epoch_seq)],
+        )
+        .await?;
     Ok(row.as_ref().map(epoch_of))
 }
 
@@ -375,29 +463,42 @@ pub async fn epoch_before(
         epoch_columns!(),
         " FROM epochs WHERE group_id = $1 AND epoch_seq < $2 ORDER BY epoch_seq DESC LIMIT 1"
     );
-    let row = tx.query_opt(sql, &[&group, &signed(seq)]).await?;
+    let row = tx
+        .query_opt(&tx.prepare_cached(sql).await?, &[&group, &signed(seq)])
+        .await?;
     Ok(row.as_ref().map(epoch_of))
 }
 
 /// The name of the standing epoch with this number.
-pub async fn epoch_seq_of<C: GenericClient + Sync>(
+pub async fn epoch_seq_of<C: GenericClient>(
     client: &C,
     group: &[u8],
     epoch: u64,
 ) -> Result<Option<u64>, Error> {
     let sql = "/* groups::epoch_seq_of */ SELECT epoch_seq FROM epochs WHERE group_id = $1 AND epoch = $2";
-    let row = client.query_opt(sql, &[&group, &signed(epoch)]).await?;
+    let row = client
+        .query_opt(
+            &client.prepare_cached(sql).await?,
+            &[&group, &signed(epoch)],
+        )
+        .await?;
     Ok(row.map(|row| unsigned(row.get(0))))
 }
 
 /// The database's time in Unix microseconds.
-pub async fn now<C: GenericClient + Sync>(client: &C) -> Result<i64, Error> {
+pub async fn now<C: GenericClient>(client: &C) -> Result<i64, Error> {
     let sql = "/* groups::now */ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-    Ok(client.query_one(sql, &[]).await?.get(0))
+    Ok(client
+        .query_one(&client.prepare_cached(sql).await?, &[])
+        .await?
+        .get(0))
 }
 
 /// The database's incarnation: renewed when it is restored.
-pub async fn incarnation<C: GenericClient + Sync>(client: &C) -> Result<Uuid, Error> {
+pub async fn incarnation<C: GenericClient>(client: &C) -> Result<Uuid, Error> {
     let sql = "/* groups::incarnation */ SELECT incarnation FROM service_state";
-    Ok(client.query_one(sql, &[]).await?.get(0))
+    Ok(client
+        .query_one(&client.prepare_cached(sql).await?, &[])
+        .await?
+        .get(0))
 }

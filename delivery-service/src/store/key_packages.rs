@@ -1,6 +1,7 @@
 //! KeyPackages: each one-time one leaves exactly once.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 use crate::group::DeviceKey;
@@ -29,7 +30,7 @@ pub async fn insert(
     let sql = "/* key_packages::insert */ INSERT INTO key_packages (domain_id, device_id, ref, suite, last_resort, not_after, body) \
                VALUES ($1, $2, $3, $4, $5, to_timestamp($6), $7) ON CONFLICT (device_id, domain_id, ref) DO NOTHING";
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &owner.domain,
             &owner.device,
@@ -54,7 +55,7 @@ pub async fn drop_older_last_resorts(
                WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND claim_id IS NULL AND ref <> $4 \
                AND NOT EXISTS (SELECT 1 FROM key_package_claims c WHERE c.device_id = $2 AND c.domain_id = $1 AND c.ref = key_packages.ref)";
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[&owner.domain, &owner.device, &i32::from(suite), &keep],
     )
     .await
@@ -68,8 +69,11 @@ pub async fn delete_unclaimed(
 ) -> Result<u64, Error> {
     let sql = "/* key_packages::delete_unclaimed */ DELETE FROM key_packages \
                WHERE domain_id = $1 AND device_id = $2 AND suite = ANY($3) AND claim_id IS NULL";
-    tx.execute(sql, &[&owner.domain, &owner.device, &suites])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&owner.domain, &owner.device, &suites],
+    )
+    .await
 }
 
 /// Removes unclaimed ones by ref.
@@ -79,8 +83,11 @@ pub async fn delete_refs(
     refs: &[Vec<u8>],
 ) -> Result<u64, Error> {
     let sql = "/* key_packages::delete_refs */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND ref = ANY($3) AND claim_id IS NULL";
-    tx.execute(sql, &[&owner.domain, &owner.device, &refs])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&owner.domain, &owner.device, &refs],
+    )
+    .await
 }
 
 /// Stock of one suite.
@@ -97,17 +104,19 @@ pub struct Stock {
 }
 
 /// A device's stock by suite.
-pub async fn stock<C: GenericClient + Sync>(
-    client: &C,
-    owner: DeviceKey,
-) -> Result<Vec<Stock>, Error> {
+pub async fn stock<C: GenericClient>(client: &C, owner: DeviceKey) -> Result<Vec<Stock>, Error> {
     let sql = "/* key_packages::stock */ SELECT k.suite, \
                count(*) FILTER (WHERE NOT k.last_resort AND k.claim_id IS NULL AND k.not_after > now()), \
                bool_or(k.last_resort AND k.not_after > now()), \
                coalesce(sum((SELECT count(*) FROM key_package_claims c WHERE c.device_id = k.device_id AND c.domain_id = k.domain_id \
                              AND c.ref = k.ref)) FILTER (WHERE k.last_resort), 0)::bigint \
                FROM key_packages k WHERE k.domain_id = $1 AND k.device_id = $2 GROUP BY k.suite ORDER BY k.suite";
-    let rows = client.query(sql, &[&owner.domain, &owner.device]).await?;
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device],
+        )
+        .await?;
     let count = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(rows
         .iter()
@@ -123,7 +132,12 @@ pub async fn stock<C: GenericClient + Sync>(
 /// How many unexpired ones a device keeps here, claimed or not.
 pub async fn count(tx: &Transaction<'_>, owner: DeviceKey) -> Result<u64, Error> {
     let sql = "/* key_packages::count */ SELECT count(*) FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND not_after > now() AND claim_id IS NULL";
-    let row = tx.query_one(sql, &[&owner.domain, &owner.device]).await?;
+    let row = tx
+        .query_one(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device],
+        )
+        .await?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
@@ -149,7 +163,7 @@ pub async fn begin_claim(
                claimant_device, outcome, claimed_at) VALUES ($1, $2, $3, $4, $5, 0, now()) ON CONFLICT DO NOTHING";
     let rows = tx
         .execute(
-            sql,
+            &tx.prepare_cached(sql).await?,
             &[
                 &owner.domain,
                 &owner.device,
@@ -172,7 +186,7 @@ pub async fn taken_lately(
                AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND claimed_at > now() - interval '1 hour'";
     let row = tx
         .query_one(
-            sql,
+            &tx.prepare_cached(sql).await?,
             &[
                 &owner.domain,
                 &owner.device,
@@ -192,7 +206,10 @@ pub async fn answer(
 ) -> Result<Option<Answer>, Error> {
     let sql = "/* key_packages::answer */ SELECT outcome, ref, last_resort FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
     let row = tx
-        .query_opt(sql, &[&owner.domain, &owner.device, &claim])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &claim],
+        )
         .await?;
     Ok(row.map(|row| Answer {
         outcome: row.get(0),
@@ -211,7 +228,7 @@ pub async fn finish_claim(
     let sql = "/* key_packages::finish_claim */ UPDATE key_package_claims SET outcome = $4, ref = $5, last_resort = $6 \
                WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &owner.domain,
             &owner.device,
@@ -258,7 +275,10 @@ pub async fn lock_next(
         sql!("FOR UPDATE")
     };
     let row = tx
-        .query_opt(sql, &[&owner.domain, &owner.device, &suite])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &suite],
+        )
         .await?;
     Ok(row.map(|row| stored(&row)))
 }
@@ -272,7 +292,10 @@ pub async fn last_resort(
     let sql = "/* key_packages::last_resort */ SELECT ref, body, last_resort FROM key_packages \
                WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND not_after > now() ORDER BY not_after DESC LIMIT 1";
     let row = tx
-        .query_opt(sql, &[&owner.domain, &owner.device, &suite])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &suite],
+        )
         .await?;
     Ok(row.map(|row| stored(&row)))
 }
@@ -285,7 +308,10 @@ pub async fn by_ref(
 ) -> Result<Option<Stored>, Error> {
     let sql = "/* key_packages::by_ref */ SELECT ref, body, last_resort FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND ref = $3";
     let row = tx
-        .query_opt(sql, &[&owner.domain, &owner.device, &reference])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &reference],
+        )
         .await?;
     Ok(row.map(|row| stored(&row)))
 }
@@ -307,8 +333,11 @@ pub async fn mark_claimed(
 ) -> Result<u64, Error> {
     let sql = "/* key_packages::mark_claimed */ UPDATE key_packages SET claim_id = $4, claimed_at = now() \
                WHERE domain_id = $1 AND device_id = $2 AND ref = $3 AND claim_id IS NULL";
-    tx.execute(sql, &[&owner.domain, &owner.device, &reference, &claim])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&owner.domain, &owner.device, &reference, &claim],
+    )
+    .await
 }
 
 /// Whose KeyPackages these are, and when their Welcomes end (Unix seconds).
@@ -317,7 +346,7 @@ pub async fn owners(
     refs: &[Vec<u8>],
 ) -> Result<Vec<(Vec<u8>, DeviceKey)>, Error> {
     let sql = "/* key_packages::owners */ SELECT ref, domain_id, device_id FROM key_packages WHERE ref = ANY($1)";
-    let rows = tx.query(sql, &[&refs]).await?;
+    let rows = tx.query(&tx.prepare_cached(sql).await?, &[&refs]).await?;
     Ok(rows
         .iter()
         .map(|row| {

@@ -1,9 +1,10 @@
 //! The append-only log of each group.
 
-use tokio_postgres::{Error, GenericClient, Row, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{hash32, signed, unsigned};
+use super::{hash32, place_of, signed, unsigned};
 use crate::group::{DeviceKey, Prior};
 
 /// One row of the log.
@@ -40,7 +41,7 @@ pub async fn append(tx: &Transaction<'_>, group: &[u8], entry: &Entry) -> Result
     let sql = "/* log::append */ INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
                VALUES ($1, $2, $3, $4, $5, $6, 'epoch'::timestamptz + $7 * interval '1 microsecond', $8, $9, $10)";
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &signed(entry.seq),
@@ -58,6 +59,110 @@ pub async fn append(tx: &Transaction<'_>, group: &[u8], entry: &Entry) -> Result
     Ok(())
 }
 
+/// A new row, as a batch writes it.
+#[derive(Debug)]
+pub struct EntryRow<'a> {
+    /// Whose log.
+    pub group: &'a [u8],
+    /// Head + 1.
+    pub seq: u64,
+    /// Epoch number of the framing.
+    pub epoch: u64,
+    /// Name of that epoch.
+    pub epoch_seq: u64,
+    /// `EntryKind`.
+    pub kind: i16,
+    /// Made by the client.
+    pub message_id: Uuid,
+    /// Unix microseconds.
+    pub accepted_at: i64,
+    /// SHA-256 of the request.
+    pub content_hash: [u8; 32],
+    /// Chain value after this entry.
+    pub chain: [u8; 32],
+    /// MLSMessage bytes.
+    pub payload: &'a [u8],
+}
+
+impl EntryRow<'_> {
+    /// As whoever repeats it in the same batch finds it; members only get that far.
+    pub fn as_prior(&self) -> Prior {
+        Prior {
+            seq: self.seq,
+            epoch: self.epoch,
+            epoch_seq: self.epoch_seq,
+            kind: self.kind,
+            content_hash: self.content_hash,
+            chain: self.chain,
+            accepted_at: self.accepted_at,
+            readable: true,
+            voided_by: None,
+        }
+    }
+}
+
+/// Appends entries of several groups under their locks. Returns the rows written.
+pub async fn append_many(tx: &Transaction<'_>, rows: &[EntryRow<'_>]) -> Result<u64, Error> {
+    let sql = "/* log::append_many */ INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
+               SELECT r.group_id, r.seq, r.epoch, r.epoch_seq, r.kind, r.message_id, 'epoch'::timestamptz + r.accepted_at * interval '1 microsecond', \
+               r.content_hash, r.chain, r.payload \
+               FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[], $6::uuid[], $7::float8[], $8::bytea[], $9::bytea[], $10::bytea[]) \
+               AS r(group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload)";
+    let groups: Vec<&[u8]> = rows.iter().map(|row| row.group).collect();
+    let seqs: Vec<i64> = rows.iter().map(|row| signed(row.seq)).collect();
+    let epochs: Vec<i64> = rows.iter().map(|row| signed(row.epoch)).collect();
+    let epoch_seqs: Vec<i64> = rows.iter().map(|row| signed(row.epoch_seq)).collect();
+    let kinds: Vec<i16> = rows.iter().map(|row| row.kind).collect();
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.message_id).collect();
+    let times: Vec<f64> = rows.iter().map(|row| row.accepted_at as f64).collect();
+    let hashes: Vec<&[u8]> = rows.iter().map(|row| row.content_hash.as_slice()).collect();
+    let chains: Vec<&[u8]> = rows.iter().map(|row| row.chain.as_slice()).collect();
+    let payloads: Vec<&[u8]> = rows.iter().map(|row| row.payload).collect();
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[
+            &groups,
+            &seqs,
+            &epochs,
+            &epoch_seqs,
+            &kinds,
+            &ids,
+            &times,
+            &hashes,
+            &chains,
+            &payloads,
+        ],
+    )
+    .await
+}
+
+/// What is known of an entry besides its payload, and whether a device may read it; the entry is `l`, the device named by the two arguments.
+macro_rules! prior_columns {
+    ($domain:literal, $device:literal) => {
+        concat!(
+            "l.seq, l.epoch, l.epoch_seq, l.kind, l.content_hash, l.chain, (extract(epoch FROM l.accepted_at) * 1000000)::bigint AS accepted_at, \
+             EXISTS (SELECT 1 FROM members m WHERE m.group_id = l.group_id AND m.domain_id = ", $domain, " AND m.device_id = ", $device, " \
+                     AND m.joined_seq <= l.seq AND (m.removed_seq IS NULL OR l.seq <= m.removed_seq)) AS readable, \
+             (SELECT min(v.void_seq) FROM voids v WHERE v.group_id = l.group_id AND l.seq BETWEEN v.first_seq AND v.last_seq \
+              AND (l.seq = v.first_seq OR l.epoch_seq >= v.first_seq) AND l.kind <= 4) AS voided_by"
+        )
+    };
+}
+
+fn prior_of(row: &Row) -> Prior {
+    Prior {
+        seq: unsigned(row.get("seq")),
+        epoch: unsigned(row.get("epoch")),
+        epoch_seq: unsigned(row.get("epoch_seq")),
+        kind: row.get("kind"),
+        content_hash: hash32(row.get("content_hash")),
+        chain: hash32(row.get("chain")),
+        accepted_at: row.get("accepted_at"),
+        readable: row.get("readable"),
+        voided_by: row.get::<_, Option<i64>>("voided_by").map(unsigned),
+    }
+}
+
 /// The entry that holds `message_id`, and whether the device may read it.
 pub async fn prior(
     tx: &Transaction<'_>,
@@ -65,37 +170,75 @@ pub async fn prior(
     message_id: Uuid,
     reader: DeviceKey,
 ) -> Result<Option<Prior>, Error> {
-    let sql = "/* log::prior */ SELECT l.seq, l.epoch, l.epoch_seq, l.kind, l.content_hash, l.chain, \
-               (extract(epoch FROM l.accepted_at) * 1000000)::bigint, \
-               EXISTS (SELECT 1 FROM members m WHERE m.group_id = l.group_id AND m.domain_id = $3 AND m.device_id = $4 \
-                       AND m.joined_seq <= l.seq AND (m.removed_seq IS NULL OR l.seq <= m.removed_seq)), \
-               (SELECT min(v.void_seq) FROM voids v WHERE v.group_id = l.group_id AND l.seq BETWEEN v.first_seq AND v.last_seq \
-                AND (l.seq = v.first_seq OR l.epoch_seq >= v.first_seq) AND l.kind <= 4) \
-               FROM log l WHERE l.group_id = $1 AND l.message_id = $2";
+    let sql = concat!(
+        "/* log::prior */ SELECT ",
+        prior_columns!("$3", "$4"),
+        " FROM log l WHERE l.group_id = $1 AND l.message_id = $2"
+    );
     let row = tx
-        .query_opt(sql, &[&group, &message_id, &reader.domain, &reader.device])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &message_id, &reader.domain, &reader.device],
+        )
         .await?;
-    Ok(row.map(|row| Prior {
-        seq: unsigned(row.get(0)),
-        epoch: unsigned(row.get(1)),
-        epoch_seq: unsigned(row.get(2)),
-        kind: row.get(3),
-        content_hash: hash32(row.get(4)),
-        chain: hash32(row.get(5)),
-        accepted_at: row.get(6),
-        readable: row.get(7),
-        voided_by: row.get::<_, Option<i64>>(8).map(unsigned),
-    }))
+    Ok(row.as_ref().map(prior_of))
+}
+
+/// Which entry is looked for, and who would read it.
+#[derive(Debug)]
+pub struct PriorQuery<'a> {
+    /// Whose log.
+    pub group: &'a [u8],
+    /// Which id.
+    pub message_id: Uuid,
+    /// For whom.
+    pub reader: DeviceKey,
+}
+
+/// [`prior`] for several messages: prepared, so that it can follow a lock in the same round trip.
+#[derive(Debug)]
+pub struct Priors(Statement);
+
+impl Priors {
+    /// Gets the statement ready.
+    pub async fn prepare(tx: &Transaction<'_>) -> Result<Self, Error> {
+        let sql = concat!(
+            "/* log::priors */ SELECT q.n, p.* FROM unnest($1::bytea[], $2::uuid[], $3::smallint[], $4::uuid[]) WITH ORDINALITY \
+             AS q(group_id, message_id, domain_id, device_id, n) CROSS JOIN LATERAL (SELECT ",
+            prior_columns!("q.domain_id", "q.device_id"),
+            " FROM log l WHERE l.group_id = q.group_id AND l.message_id = q.message_id OFFSET 0) p"
+        );
+        Ok(Self(tx.prepare_cached(sql).await?))
+    }
+
+    /// Entries that were found, each with the place of its query.
+    pub async fn run(
+        &self,
+        tx: &Transaction<'_>,
+        queries: &[PriorQuery<'_>],
+    ) -> Result<Vec<(usize, Prior)>, Error> {
+        let groups: Vec<&[u8]> = queries.iter().map(|q| q.group).collect();
+        let ids: Vec<Uuid> = queries.iter().map(|q| q.message_id).collect();
+        let domains: Vec<i16> = queries.iter().map(|q| q.reader.domain).collect();
+        let devices: Vec<Uuid> = queries.iter().map(|q| q.reader.device).collect();
+        let rows = tx
+            .query(&self.0, &[&groups, &ids, &domains, &devices])
+            .await?;
+        let found = rows.iter().map(|row| (place_of(row), prior_of(row)));
+        Ok(found.collect())
+    }
 }
 
 /// The chain value after `seq`; absent where there is no such entry.
-pub async fn chain_at<C: GenericClient + Sync>(
+pub async fn chain_at<C: GenericClient>(
     client: &C,
     group: &[u8],
     seq: u64,
 ) -> Result<Option<[u8; 32]>, Error> {
     let sql = "/* log::chain_at */ SELECT chain FROM log WHERE group_id = $1 AND seq = $2";
-    let row = client.query_opt(sql, &[&group, &signed(seq)]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(sql).await?, &[&group, &signed(seq)])
+        .await?;
     Ok(row.map(|row| hash32(row.get(0))))
 }
 
@@ -109,7 +252,10 @@ pub async fn count_proposals(
     let sql = "/* log::count_proposals */ SELECT count(*) FROM log WHERE group_id = $1 AND seq = ANY($2) AND epoch_seq = $3 AND kind = 3";
     let seqs: Vec<i64> = seqs.iter().map(|seq| signed(*seq)).collect();
     let row = tx
-        .query_one(sql, &[&group, &seqs, &signed(epoch_seq)])
+        .query_one(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &seqs, &signed(epoch_seq)],
+        )
         .await?;
     Ok(usize::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
@@ -128,7 +274,7 @@ pub struct Page {
 }
 
 /// The next entries, in order.
-pub async fn read_after<C: GenericClient + Sync>(
+pub async fn read_after<C: GenericClient>(
     client: &C,
     group: &[u8],
     page: Page,
@@ -141,7 +287,7 @@ pub async fn read_after<C: GenericClient + Sync>(
     let inline = i32::try_from(page.inline_payload_bytes).unwrap_or(i32::MAX);
     let rows = client
         .query(
-            sql,
+            &client.prepare_cached(sql).await?,
             &[
                 &group,
                 &signed(page.after),
@@ -172,12 +318,14 @@ fn entry_of(row: &Row) -> Entry {
 }
 
 /// One entry's payload, whole.
-pub async fn payload<C: GenericClient + Sync>(
+pub async fn payload<C: GenericClient>(
     client: &C,
     group: &[u8],
     seq: u64,
 ) -> Result<Option<Vec<u8>>, Error> {
     let sql = "/* log::payload */ SELECT payload FROM log WHERE group_id = $1 AND seq = $2 AND NOT pruned";
-    let row = client.query_opt(sql, &[&group, &signed(seq)]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(sql).await?, &[&group, &signed(seq)])
+        .await?;
     Ok(row.map(|row| row.get(0)))
 }

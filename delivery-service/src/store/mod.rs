@@ -29,6 +29,11 @@ fn device_key(row: &Row) -> DeviceKey {
     }
 }
 
+/// Which of several queries a row answers: `n` of `WITH ORDINALITY`, which counts from 1.
+fn place_of(row: &Row) -> usize {
+    usize::try_from(row.get::<_, i64>("n") - 1).unwrap_or(usize::MAX)
+}
+
 /// PostgreSQL has no unsigned numbers; every seq and epoch that is stored came from a signed column or was checked at the edge.
 pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

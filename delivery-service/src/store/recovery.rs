@@ -1,6 +1,7 @@
 //! What members say of epochs, and epochs taken back.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::{device_key, signed, unsigned};
@@ -38,7 +39,7 @@ pub async fn report(
     };
     let (key, user) = reporter;
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &signed(epoch_seq),
@@ -72,7 +73,12 @@ pub async fn failures(
 ) -> Result<Failures, Error> {
     let sql = "/* recovery::failures */ SELECT user_id, report, (extract(epoch FROM at) * 1000000)::bigint FROM epoch_reports \
                WHERE group_id = $1 AND epoch_seq = $2 AND failure IS NOT NULL AND user_id IS NOT NULL AND report IS NOT NULL ORDER BY at, device_id";
-    let rows = tx.query(sql, &[&group, &signed(epoch_seq)]).await?;
+    let rows = tx
+        .query(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(epoch_seq)],
+        )
+        .await?;
     let mut failures = Failures {
         first_at: rows.first().map_or(i64::MAX, |row| row.get(2)),
         ..Failures::default()
@@ -88,13 +94,18 @@ pub async fn failures(
 }
 
 /// How many different hashes were reported of an epoch: more than one is a fork.
-pub async fn distinct_hashes<C: GenericClient + Sync>(
+pub async fn distinct_hashes<C: GenericClient>(
     client: &C,
     group: &[u8],
     epoch_seq: u64,
 ) -> Result<u64, Error> {
     let sql = "/* recovery::distinct_hashes */ SELECT count(DISTINCT state_hash) FROM epoch_reports WHERE group_id = $1 AND epoch_seq = $2";
-    let row = client.query_one(sql, &[&group, &signed(epoch_seq)]).await?;
+    let row = client
+        .query_one(
+            &client.prepare_cached(sql).await?,
+            &[&group, &signed(epoch_seq)],
+        )
+        .await?;
     Ok(unsigned(row.get(0)))
 }
 
@@ -107,20 +118,29 @@ pub async fn look_at(
 ) -> Result<u64, Error> {
     let sql = "/* recovery::look_at */ UPDATE epochs SET void_at = greatest(now(), (SELECT min(at) FROM epoch_reports r \
                WHERE r.group_id = $1 AND r.epoch_seq = $2 AND r.failure IS NOT NULL) + $3 * interval '1 second') WHERE group_id = $1 AND epoch_seq = $2";
-    tx.execute(sql, &[&group, &signed(epoch_seq), &seconds])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(epoch_seq), &seconds],
+    )
+    .await
 }
 
 /// Nothing more is to be looked at until the next failure.
 pub async fn looked_at(tx: &Transaction<'_>, group: &[u8], epoch_seq: u64) -> Result<u64, Error> {
     let sql = "/* recovery::looked_at */ UPDATE epochs SET void_at = NULL WHERE group_id = $1 AND epoch_seq = $2";
-    tx.execute(sql, &[&group, &signed(epoch_seq)]).await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(epoch_seq)],
+    )
+    .await
 }
 
 /// Epochs whose failures are due.
-pub async fn due<C: GenericClient + Sync>(client: &C) -> Result<Vec<(Vec<u8>, u64)>, Error> {
+pub async fn due<C: GenericClient>(client: &C) -> Result<Vec<(Vec<u8>, u64)>, Error> {
     let sql = "/* recovery::due */ SELECT group_id, epoch_seq FROM epochs WHERE void_at <= now() ORDER BY void_at, group_id LIMIT 100";
-    let rows = client.query(sql, &[]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| (row.get(0), unsigned(row.get(1))))
@@ -136,7 +156,12 @@ pub async fn other_users(
 ) -> Result<usize, Error> {
     let sql = "/* recovery::other_users */ SELECT count(DISTINCT user_id) FROM members \
                WHERE group_id = $1 AND joined_seq < $2 AND (removed_seq IS NULL OR removed_seq > $2) AND user_id <> $3";
-    let row = tx.query_one(sql, &[&group, &signed(seq), &user]).await?;
+    let row = tx
+        .query_one(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(seq), &user],
+        )
+        .await?;
     Ok(usize::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
@@ -151,21 +176,27 @@ pub async fn restore(
     // Who came by it goes, first: a device may have but one open membership.
     let sql = "/* recovery::restore */ UPDATE members SET removed_seq = $3, voided = true, pending = 0 \
                WHERE group_id = $1 AND joined_seq >= $2 AND NOT voided RETURNING domain_id, device_id";
-    let gone = tx.query(sql, &[&group, &first, &void]).await?;
+    let gone = tx
+        .query(&tx.prepare_cached(sql).await?, &[&group, &first, &void])
+        .await?;
     let sql = "/* recovery::restore */ UPDATE members SET removed_seq = NULL \
                WHERE group_id = $1 AND removed_seq >= $2 AND joined_seq < $2 RETURNING domain_id, device_id";
-    let back = tx.query(sql, &[&group, &first]).await?;
+    let back = tx
+        .query(&tx.prepare_cached(sql).await?, &[&group, &first])
+        .await?;
     let sql = "/* recovery::restore */ UPDATE device_groups g SET seq = $3, member = EXISTS (SELECT 1 FROM members m WHERE m.group_id = $1 \
                AND m.device_id = g.device_id AND m.domain_id = g.domain_id AND m.removed_seq IS NULL) \
                WHERE g.group_id = $1 AND EXISTS (SELECT 1 FROM members m WHERE m.group_id = $1 AND m.device_id = g.device_id \
                AND m.domain_id = g.domain_id AND (m.joined_seq >= $2 OR g.seq >= $2))";
-    tx.execute(sql, &[&group, &first, &void]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&group, &first, &void])
+        .await?;
     for sql in [
         "/* recovery::restore */ DELETE FROM epochs WHERE group_id = $1 AND epoch_seq >= $2",
         "/* recovery::restore */ DELETE FROM tree_nodes WHERE group_id = $1 AND from_seq >= $2",
         "/* recovery::restore */ DELETE FROM welcomes WHERE group_id = $1 AND commit_seq >= $2",
     ] {
-        tx.execute(sql, &[&group, &first]).await?;
+        tx.execute(&tx.prepare_cached(sql).await?, &[&group, &first])
+            .await?;
     }
     Ok(gone.iter().chain(&back).map(device_key).collect())
 }
@@ -179,8 +210,11 @@ pub async fn insert_void(
     last: u64,
 ) -> Result<(), Error> {
     let sql = "/* recovery::insert_void */ INSERT INTO voids (group_id, void_seq, first_seq, last_seq) VALUES ($1, $2, $3, $4)";
-    tx.execute(sql, &[&group, &signed(void), &signed(first), &signed(last)])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(void), &signed(first), &signed(last)],
+    )
+    .await?;
     Ok(())
 }
 
@@ -192,7 +226,12 @@ pub async fn voided_by(
 ) -> Result<Option<u64>, Error> {
     let sql = "/* recovery::voided_by */ SELECT min(v.void_seq) FROM voids v WHERE v.group_id = $1 AND $2 BETWEEN v.first_seq AND v.last_seq \
                AND EXISTS (SELECT 1 FROM log l WHERE l.group_id = $1 AND l.seq = $2 AND l.kind IN (1, 2))";
-    let row = tx.query_one(sql, &[&group, &signed(epoch_seq)]).await?;
+    let row = tx
+        .query_one(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(epoch_seq)],
+        )
+        .await?;
     Ok(row.get::<_, Option<i64>>(0).map(unsigned))
 }
 
@@ -205,7 +244,7 @@ pub async fn bar(
 ) -> Result<u64, Error> {
     let sql = "/* recovery::bar */ UPDATE members SET barred_seq = $4 WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 AND removed_seq IS NULL";
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[&group, &committer.domain, &committer.device, &signed(void)],
     )
     .await
@@ -224,7 +263,7 @@ pub async fn replace_group_info(
                WHERE group_id = $1 AND epoch_seq = $2";
     let width = i32::try_from(tree_width).unwrap_or(i32::MAX);
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &signed(epoch_seq),
@@ -247,7 +286,10 @@ pub async fn bar_is_over(
                WHERE group_id = $1 AND seq = $2";
     let seconds = f64::from(bar_seconds);
     let row = tx
-        .query_opt(sql, &[&group, &signed(void_seq), &seconds])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(void_seq), &seconds],
+        )
         .await?;
     // A VOID entry that is past retention is long ago.
     Ok(row.is_none_or(|row| row.get(0)))

@@ -1,6 +1,7 @@
 //! Rows that are too old. Kinds of entries are named: one that this program does not know is never touched.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 
 /// Ages in days.
 #[derive(Debug, Clone, Copy)]
@@ -16,19 +17,25 @@ pub async fn empty(tx: &Transaction<'_>, cutoffs: Cutoffs, at_most: i64) -> Resu
     let sql = "/* retention::empty */ UPDATE log SET payload = ''::bytea, pruned = true FROM (SELECT group_id, seq FROM log \
                WHERE accepted_at < now() - $1 * interval '1 day' AND kind = 4 AND NOT pruned LIMIT $2 FOR UPDATE SKIP LOCKED) AS old \
                WHERE log.group_id = old.group_id AND log.seq = old.seq";
-    tx.execute(sql, &[&(cutoffs.messages_days as f64), &at_most])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&(cutoffs.messages_days as f64), &at_most],
+    )
+    .await
 }
 
 /// Groups whose first entries are older than handshakes are kept.
-pub async fn with_old_entries<C: GenericClient + Sync>(
+pub async fn with_old_entries<C: GenericClient>(
     client: &C,
     cutoffs: Cutoffs,
 ) -> Result<Vec<Vec<u8>>, Error> {
     let sql = "/* retention::with_old_entries */ SELECT DISTINCT l.group_id FROM log l JOIN group_heads h ON h.group_id = l.group_id \
                WHERE l.accepted_at < now() - $1 * interval '1 day' AND l.seq > h.commits_pruned_to AND l.seq < h.epoch_seq ORDER BY l.group_id LIMIT 10000";
     let rows = client
-        .query(sql, &[&(cutoffs.handshakes_days as f64)])
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&(cutoffs.handshakes_days as f64)],
+        )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -47,22 +54,30 @@ pub async fn delete_beginning(
                UPDATE group_heads SET commits_pruned_to = (SELECT max(seq) FROM old), messages_pruned_to = (SELECT max(seq) FROM old) \
                WHERE group_id = $1 AND EXISTS (SELECT 1 FROM old) RETURNING commits_pruned_to";
     let days = cutoffs.handshakes_days as f64;
-    let Some(row) = tx.query_opt(sql, &[&group, &days, &at_most]).await? else {
+    let Some(row) = tx
+        .query_opt(&tx.prepare_cached(sql).await?, &[&group, &days, &at_most])
+        .await?
+    else {
         return Ok(0);
     };
     let last: i64 = row.get(0);
     let sql = "/* retention::delete_beginning */ UPDATE log SET payload = ''::bytea, pruned = true WHERE group_id = $1 AND seq = $2";
-    tx.execute(sql, &[&group, &last]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&group, &last])
+        .await?;
     let sql = "/* retention::delete_beginning */ DELETE FROM log WHERE group_id = $1 AND seq < $2";
-    let deleted = tx.execute(sql, &[&group, &last]).await?;
+    let deleted = tx
+        .execute(&tx.prepare_cached(sql).await?, &[&group, &last])
+        .await?;
     Ok(deleted.max(1))
 }
 
 /// Up to where a group's log is gone: that entry is still there, empty.
-pub async fn pruned_to<C: GenericClient + Sync>(client: &C, group: &[u8]) -> Result<u64, Error> {
+pub async fn pruned_to<C: GenericClient>(client: &C, group: &[u8]) -> Result<u64, Error> {
     let sql =
         "/* retention::pruned_to */ SELECT commits_pruned_to FROM group_heads WHERE group_id = $1";
-    let row = client.query_opt(sql, &[&group]).await?;
+    let row = client
+        .query_opt(&client.prepare_cached(sql).await?, &[&group])
+        .await?;
     Ok(row.map_or(0, |row| super::unsigned(row.get(0))))
 }
 
@@ -77,7 +92,9 @@ pub async fn delete_expired(tx: &Transaction<'_>, at_most: i64) -> Result<u64, E
         "/* retention::delete_expired */ DELETE FROM key_package_claims WHERE (device_id, domain_id, claim_id) IN \
          (SELECT device_id, domain_id, claim_id FROM key_package_claims WHERE claimed_at < now() - interval '2 days' LIMIT $1 FOR UPDATE SKIP LOCKED)",
     ] {
-        deleted += tx.execute(sql, &[&at_most]).await?;
+        deleted += tx
+            .execute(&tx.prepare_cached(sql).await?, &[&at_most])
+            .await?;
     }
     Ok(deleted)
 }

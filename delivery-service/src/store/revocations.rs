@@ -1,6 +1,7 @@
 //! Access that ends: revoked devices and the groups that still hold them, suspended users, and who is asked to remove whom.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 use uuid::Uuid;
 
 use super::{columns, device_key};
@@ -10,17 +11,25 @@ use crate::group::DeviceKey;
 /// everywhere; its groups are marked later.
 pub async fn revoke(tx: &Transaction<'_>, key: DeviceKey, evidence: &[u8]) -> Result<(), Error> {
     let sql = "/* revocations::revoke */ SELECT 1 FROM devices WHERE domain_id = $1 AND device_id = $2 FOR UPDATE";
-    tx.execute(sql, &[&key.domain, &key.device]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&key.domain, &key.device])
+        .await?;
     // A device that never called here has no user here yet.
     let sql = "/* revocations::revoke */ INSERT INTO devices (domain_id, device_id, user_id, revoked) VALUES ($1, $2, $3, true) \
                ON CONFLICT (device_id, domain_id) DO UPDATE SET revoked = true";
-    tx.execute(sql, &[&key.domain, &key.device, &Uuid::nil()])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&key.domain, &key.device, &Uuid::nil()],
+    )
+    .await?;
     let sql = "/* revocations::revoke */ INSERT INTO revoked_devices (domain_id, device_id, evidence) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    tx.execute(sql, &[&key.domain, &key.device, &evidence])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&key.domain, &key.device, &evidence],
+    )
+    .await?;
     let sql = "/* revocations::revoke */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND claim_id IS NULL";
-    tx.execute(sql, &[&key.domain, &key.device]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&key.domain, &key.device])
+        .await?;
     Ok(())
 }
 
@@ -31,7 +40,9 @@ pub async fn devices_of(
     user: Uuid,
 ) -> Result<Vec<DeviceKey>, Error> {
     let sql = "/* revocations::devices_of */ SELECT device_id FROM devices WHERE domain_id = $1 AND user_id = $2 ORDER BY device_id";
-    let rows = tx.query(sql, &[&domain, &user]).await?;
+    let rows = tx
+        .query(&tx.prepare_cached(sql).await?, &[&domain, &user])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| DeviceKey {
@@ -49,17 +60,22 @@ pub async fn suspend(
     expired: bool,
 ) -> Result<u64, Error> {
     let sql = "/* revocations::suspend */ INSERT INTO suspended (domain_id, subject_id, expired) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    tx.execute(sql, &[&domain, &subject, &expired]).await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&domain, &subject, &expired],
+    )
+    .await
 }
 
 /// Lets it in again.
 pub async fn reinstate(tx: &Transaction<'_>, domain: i16, subject: Uuid) -> Result<u64, Error> {
     let sql = "/* revocations::reinstate */ DELETE FROM suspended WHERE domain_id = $1 AND subject_id = $2";
-    tx.execute(sql, &[&domain, &subject]).await
+    tx.execute(&tx.prepare_cached(sql).await?, &[&domain, &subject])
+        .await
 }
 
 /// Groups with a revoked member that is not marked yet.
-pub async fn unmarked_groups<C: GenericClient + Sync>(
+pub async fn unmarked_groups<C: GenericClient>(
     client: &C,
     at_most: i64,
 ) -> Result<Vec<Vec<u8>>, Error> {
@@ -68,7 +84,9 @@ pub async fn unmarked_groups<C: GenericClient + Sync>(
                JOIN members m ON m.group_id = g.group_id AND m.domain_id = g.domain_id AND m.device_id = g.device_id \
                  AND m.removed_seq IS NULL AND m.pending <> 2 \
                WHERE r.applied_at IS NULL ORDER BY g.group_id LIMIT $1";
-    let rows = client.query(sql, &[&at_most]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&at_most])
+        .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -90,7 +108,9 @@ pub async fn unmarked_members(
     let sql = "/* revocations::unmarked_members */ SELECT r.domain_id, r.device_id, r.evidence FROM members m \
                JOIN revoked_devices r ON r.device_id = m.device_id AND r.domain_id = m.domain_id \
                WHERE m.group_id = $1 AND m.removed_seq IS NULL AND m.pending <> 2 ORDER BY r.domain_id, r.device_id LIMIT $2";
-    let rows = tx.query(sql, &[&group, &at_most]).await?;
+    let rows = tx
+        .query(&tx.prepare_cached(sql).await?, &[&group, &at_most])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| Unmarked {
@@ -109,8 +129,11 @@ pub async fn mark(
 ) -> Result<u64, Error> {
     let sql = "/* revocations::mark */ UPDATE members SET pending = 2, pending_evidence = $4 \
                WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 AND removed_seq IS NULL AND pending <> 2";
-    tx.execute(sql, &[&group, &key.domain, &key.device, &evidence])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &key.domain, &key.device, &evidence],
+    )
+    .await
 }
 
 /// Where no group of a revoked device is unmarked, its Welcomes go and the revocation is applied; how many are.
@@ -119,12 +142,13 @@ pub async fn apply_marked(tx: &Transaction<'_>) -> Result<u64, Error> {
                (SELECT 1 FROM device_groups g JOIN members m ON m.group_id = g.group_id AND m.domain_id = g.domain_id \
                 AND m.device_id = g.device_id AND m.removed_seq IS NULL AND m.pending <> 2 \
                 WHERE g.domain_id = r.domain_id AND g.device_id = r.device_id AND g.member) RETURNING r.domain_id, r.device_id";
-    let rows = tx.query(sql, &[]).await?;
+    let rows = tx.query(&tx.prepare_cached(sql).await?, &[]).await?;
     let keys: Vec<DeviceKey> = rows.iter().map(device_key).collect();
     let sql = "/* revocations::apply_marked */ DELETE FROM welcomes w USING unnest($1::smallint[], $2::uuid[]) AS d(domain_id, device_id) \
                WHERE w.domain_id = d.domain_id AND w.device_id = d.device_id";
     let (domains, ids) = columns(&keys);
-    tx.execute(sql, &[&domains, &ids]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&domains, &ids])
+        .await?;
     Ok(keys.len() as u64)
 }
 
@@ -132,9 +156,12 @@ pub async fn apply_marked(tx: &Transaction<'_>) -> Result<u64, Error> {
 pub async fn mark_again(tx: &Transaction<'_>, group: &[u8]) -> Result<u32, Error> {
     let sql = "/* revocations::mark_again */ UPDATE members m SET pending = 2, pending_evidence = r.evidence FROM revoked_devices r \
                WHERE m.group_id = $1 AND m.removed_seq IS NULL AND m.pending <> 2 AND r.domain_id = m.domain_id AND r.device_id = m.device_id";
-    tx.execute(sql, &[&group]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&group])
+        .await?;
     let sql = "/* revocations::mark_again */ SELECT count(*) FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2";
-    let row = tx.query_one(sql, &[&group]).await?;
+    let row = tx
+        .query_one(&tx.prepare_cached(sql).await?, &[&group])
+        .await?;
     Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
 }
 
@@ -150,7 +177,7 @@ pub struct Pending {
 }
 
 /// Members that are to be removed, in the order of their ids, after one of them.
-pub async fn pending<C: GenericClient + Sync>(
+pub async fn pending<C: GenericClient>(
     client: &C,
     group: &[u8],
     after: Option<DeviceKey>,
@@ -161,7 +188,10 @@ pub async fn pending<C: GenericClient + Sync>(
                ORDER BY domain_id, device_id LIMIT $4";
     let (domain, device) = after.map(|key| (key.domain, key.device)).unzip();
     let rows = client
-        .query(sql, &[&group, &domain, &device, &i64::from(at_most)])
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&group, &domain, &device, &i64::from(at_most)],
+        )
         .await?;
     Ok(rows
         .iter()
@@ -182,13 +212,16 @@ pub async fn others_leave(
     let sql = "/* revocations::others_leave */ SELECT NOT EXISTS (SELECT 1 FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending <> 1 \
                AND NOT (domain_id = $2 AND device_id = $3))";
     let row = tx
-        .query_one(sql, &[&group, &key.domain, &key.device])
+        .query_one(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &key.domain, &key.device],
+        )
         .await?;
     Ok(row.get(0))
 }
 
 /// Takes the turn to be asked for a group, for one of these devices; the device, and until when (Unix microseconds). `None` while another one's turn lasts.
-pub async fn take_turn<C: GenericClient + Sync>(
+pub async fn take_turn<C: GenericClient>(
     client: &C,
     group: &[u8],
     device: DeviceKey,
@@ -199,13 +232,16 @@ pub async fn take_turn<C: GenericClient + Sync>(
                device_id = EXCLUDED.device_id, until = EXCLUDED.until WHERE asked.until <= now() \
                RETURNING (extract(epoch FROM until) * 1000000)::bigint";
     let row = client
-        .query_opt(sql, &[&group, &device.domain, &device.device, &seconds])
+        .query_opt(
+            &client.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device, &seconds],
+        )
         .await?;
     Ok(row.map(|row| row.get(0)))
 }
 
 /// The first names of devices that must be removed, and until when somebody is already asked (Unix microseconds).
-pub async fn barrier<C: GenericClient + Sync>(
+pub async fn barrier<C: GenericClient>(
     client: &C,
     group: &[u8],
     at_most: i64,
@@ -213,7 +249,9 @@ pub async fn barrier<C: GenericClient + Sync>(
     let sql = "/* revocations::barrier */ SELECT domain_id, device_id, \
                (SELECT (extract(epoch FROM until) * 1000000)::bigint FROM asked WHERE group_id = $1 AND until > now()) \
                FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2 ORDER BY domain_id, device_id LIMIT $2";
-    let rows = client.query(sql, &[&group, &at_most]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&group, &at_most])
+        .await?;
     let until = rows.first().and_then(|row| row.get(2));
     let devices = rows.iter().map(device_key).collect();
     Ok((devices, until))

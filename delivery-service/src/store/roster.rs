@@ -1,9 +1,14 @@
 //! Membership intervals, and each device's index of its groups.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{columns, device_key, signed, unsigned};
+use super::{
+    columns, device_key,
+    devices::{Standing, known_user},
+    signed, unsigned,
+};
 use crate::group::{DeviceKey, Membership};
 
 /// A closed or open interval in which a device may read.
@@ -31,7 +36,7 @@ pub struct Member {
 }
 
 /// The open memberships of these devices.
-pub async fn current<C: GenericClient + Sync>(
+pub async fn current<C: GenericClient>(
     client: &C,
     group: &[u8],
     devices: &[DeviceKey],
@@ -41,7 +46,12 @@ pub async fn current<C: GenericClient + Sync>(
                  ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
                WHERE m.group_id = $1 AND m.removed_seq IS NULL";
     let (domains, ids) = columns(devices);
-    let rows = client.query(sql, &[&group, &domains, &ids]).await?;
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&group, &domains, &ids],
+        )
+        .await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -66,7 +76,10 @@ pub async fn at(
     let sql = "/* roster::at */ SELECT user_id, joined_seq, barred_seq FROM members WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 \
                AND joined_seq <= $4 AND (removed_seq IS NULL OR removed_seq > $4) AND NOT voided ORDER BY joined_seq DESC LIMIT 1";
     let row = tx
-        .query_opt(sql, &[&group, &device.domain, &device.device, &signed(seq)])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device, &signed(seq)],
+        )
         .await?;
     Ok(row.map(|row| Membership {
         user: row.get(0),
@@ -85,7 +98,7 @@ pub struct Reading {
 }
 
 /// Intervals and revocation, in one statement. Read after the head, it bounds that head: what was accepted after a revocation is beyond it.
-pub async fn reading<C: GenericClient + Sync>(
+pub async fn reading<C: GenericClient>(
     client: &C,
     group: &[u8],
     device: DeviceKey,
@@ -94,7 +107,10 @@ pub async fn reading<C: GenericClient + Sync>(
                EXISTS (SELECT 1 FROM devices d WHERE d.domain_id = $2 AND d.device_id = $3 AND d.revoked) \
                FROM members m WHERE m.group_id = $1 AND m.domain_id = $2 AND m.device_id = $3 ORDER BY m.joined_seq";
     let rows = client
-        .query(sql, &[&group, &device.domain, &device.device])
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device],
+        )
         .await?;
     Ok(Reading {
         intervals: rows
@@ -109,15 +125,91 @@ pub async fn reading<C: GenericClient + Sync>(
     })
 }
 
+/// Which sender of a batch is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SenderQuery<'a> {
+    /// Where it sends.
+    pub group: &'a [u8],
+    /// Who sends.
+    pub device: DeviceKey,
+    /// Its user, as it says.
+    pub user: Uuid,
+}
+
+/// What a decision needs to know of a sender.
+#[derive(Debug, Clone, Copy)]
+pub struct Sender {
+    /// Its open membership.
+    pub membership: Option<Membership>,
+    /// How it stands with its Authentication Service.
+    pub standing: Standing,
+}
+
+/// Looks up several senders: prepared, so that it can follow a lock in the same round trip.
+#[derive(Debug)]
+pub struct Senders(Statement);
+
+impl Senders {
+    /// Gets the statement ready.
+    pub async fn prepare(tx: &Transaction<'_>) -> Result<Self, Error> {
+        let sql = "/* roster::senders */ SELECT m.user_id AS member_user, m.joined_seq, m.barred_seq, v.user_id, coalesce(v.revoked, false), \
+                   EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, q.user_id)), \
+                   (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
+                   FROM unnest($1::bytea[], $2::smallint[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS q(group_id, domain_id, device_id, user_id, n) \
+                   LEFT JOIN LATERAL (SELECT * FROM members m WHERE m.group_id = q.group_id AND m.device_id = q.device_id \
+                                      AND m.domain_id = q.domain_id AND m.removed_seq IS NULL OFFSET 0) m ON true \
+                   LEFT JOIN LATERAL (SELECT * FROM devices v WHERE v.device_id = q.device_id AND v.domain_id = q.domain_id OFFSET 0) v ON true \
+                   ORDER BY q.n";
+        Ok(Self(tx.prepare_cached(sql).await?))
+    }
+
+    /// For each query its sender, in order, and the database's time in Unix microseconds (0 if nothing was asked).
+    pub async fn run(
+        &self,
+        tx: &Transaction<'_>,
+        queries: &[SenderQuery<'_>],
+    ) -> Result<(Vec<Sender>, i64), Error> {
+        let groups: Vec<&[u8]> = queries.iter().map(|q| q.group).collect();
+        let (domains, devices): (Vec<i16>, Vec<Uuid>) = queries
+            .iter()
+            .map(|q| (q.device.domain, q.device.device))
+            .unzip();
+        let users: Vec<Uuid> = queries.iter().map(|q| q.user).collect();
+        let rows = tx
+            .query(&self.0, &[&groups, &domains, &devices, &users])
+            .await?;
+        let now = rows.iter().map(|row| row.get(6)).max().unwrap_or(0);
+        Ok((rows.iter().map(sender_of).collect(), now))
+    }
+}
+
+fn sender_of(row: &Row) -> Sender {
+    let member: Option<Uuid> = row.get(0);
+    Sender {
+        membership: member.map(|user| Membership {
+            user,
+            joined_seq: unsigned(row.get(1)),
+            barred_seq: row.get::<_, Option<i64>>(2).map(unsigned),
+        }),
+        standing: Standing {
+            user: known_user(row.get(3)),
+            revoked: row.get(4),
+            suspended: row.get(5),
+        },
+    }
+}
+
 /// The roster as of a seq, in the order of the ids.
-pub async fn as_of<C: GenericClient + Sync>(
+pub async fn as_of<C: GenericClient>(
     client: &C,
     group: &[u8],
     seq: u64,
 ) -> Result<Vec<Member>, Error> {
     let sql = "/* roster::as_of */ SELECT domain_id, device_id, user_id, joined_seq, pending FROM members \
                WHERE group_id = $1 AND joined_seq <= $2 AND (removed_seq IS NULL OR removed_seq > $2) ORDER BY domain_id, device_id";
-    let rows = client.query(sql, &[&group, &signed(seq)]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&group, &signed(seq)])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| Member {
@@ -130,7 +222,7 @@ pub async fn as_of<C: GenericClient + Sync>(
 }
 
 /// Which of these devices are members that nobody is to remove, with their users.
-pub async fn unmarked<C: GenericClient + Sync>(
+pub async fn unmarked<C: GenericClient>(
     client: &C,
     group: &[u8],
     devices: &[DeviceKey],
@@ -139,7 +231,12 @@ pub async fn unmarked<C: GenericClient + Sync>(
                JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
                WHERE m.group_id = $1 AND m.removed_seq IS NULL AND m.pending = 0";
     let (domains, ids) = columns(devices);
-    let rows = client.query(sql, &[&group, &domains, &ids]).await?;
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&group, &domains, &ids],
+        )
+        .await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -152,7 +249,7 @@ pub async fn unmarked<C: GenericClient + Sync>(
 /// Members marked as revoked.
 pub async fn revoked(tx: &Transaction<'_>, group: &[u8]) -> Result<Vec<DeviceKey>, Error> {
     let sql = "/* roster::revoked */ SELECT domain_id, device_id FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2";
-    let rows = tx.query(sql, &[&group]).await?;
+    let rows = tx.query(&tx.prepare_cached(sql).await?, &[&group]).await?;
     Ok(rows.iter().map(device_key).collect())
 }
 
@@ -167,7 +264,10 @@ pub async fn leaving(
                WHERE m.group_id = $1 AND m.domain_id = $2 AND m.device_id = $3 AND m.removed_seq IS NULL AND m.pending = 1 \
                ORDER BY l.seq LIMIT 1";
     let row = tx
-        .query_opt(sql, &[&group, &device.domain, &device.device])
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device],
+        )
         .await?;
     Ok(row.map(|row| (unsigned(row.get(0)), row.get(1))))
 }
@@ -181,8 +281,11 @@ pub async fn mark_leaving(
 ) -> Result<u64, Error> {
     let sql = "/* roster::mark_leaving */ UPDATE members SET pending = 1, pending_evidence = $4 \
                WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 AND removed_seq IS NULL AND pending = 0";
-    tx.execute(sql, &[&group, &device.domain, &device.device, &evidence])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &device.domain, &device.device, &evidence],
+    )
+    .await
 }
 
 /// Besides the committer and those who leave: is there another user, is there another device? A device that is barred confirms nothing: it waits for this
@@ -202,7 +305,7 @@ pub async fn others(
     let (domains, ids) = columns(leaving);
     let row = tx
         .query_one(
-            sql,
+            &tx.prepare_cached(sql).await?,
             &[
                 &group,
                 &committer.domain,
@@ -229,13 +332,19 @@ pub async fn close(
                WHERE m.group_id = $1 AND m.domain_id = d.domain_id AND m.device_id = d.device_id AND m.removed_seq IS NULL";
     let (domains, ids) = columns(devices);
     let closed = tx
-        .execute(sql, &[&group, &signed(seq), &domains, &ids])
+        .execute(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(seq), &domains, &ids],
+        )
         .await?;
     let sql = "/* roster::close */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member) \
                SELECT d.domain_id, d.device_id, $1, $2, false FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
                ON CONFLICT (device_id, domain_id, group_id) DO UPDATE SET seq = EXCLUDED.seq, member = false";
-    tx.execute(sql, &[&group, &signed(seq), &domains, &ids])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(seq), &domains, &ids],
+    )
+    .await?;
     Ok(closed)
 }
 
@@ -252,23 +361,34 @@ pub async fn open(
     let sql = "/* roster::open */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq) \
                SELECT $1, d.domain_id, d.device_id, d.user_id, $2 \
                FROM unnest($3::smallint[], $4::uuid[], $5::uuid[]) AS d(domain_id, device_id, user_id)";
-    tx.execute(sql, &[&group, &signed(seq), &domains, &ids, &users])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(seq), &domains, &ids, &users],
+    )
+    .await?;
     let sql = "/* roster::open */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member, welcome_seq) \
                SELECT d.domain_id, d.device_id, $1, $2, true, $2 FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
                ON CONFLICT (device_id, domain_id, group_id) DO UPDATE SET seq = EXCLUDED.seq, member = true, welcome_seq = EXCLUDED.welcome_seq";
-    tx.execute(sql, &[&group, &signed(seq), &domains, &ids])
-        .await?;
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(seq), &domains, &ids],
+    )
+    .await?;
     Ok(())
 }
 
 /// The groups that a device is or was in.
-pub async fn groups_of<C: GenericClient + Sync>(
+pub async fn groups_of<C: GenericClient>(
     client: &C,
     device: DeviceKey,
 ) -> Result<Vec<Vec<u8>>, Error> {
     let sql = "/* roster::groups_of */ SELECT group_id FROM device_groups WHERE domain_id = $1 AND device_id = $2 ORDER BY group_id";
-    let rows = client.query(sql, &[&device.domain, &device.device]).await?;
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&device.domain, &device.device],
+        )
+        .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -284,7 +404,7 @@ pub struct DevicePulse {
 }
 
 /// The pulses of devices, each with its user.
-pub async fn pulses<C: GenericClient + Sync>(
+pub async fn pulses<C: GenericClient>(
     client: &C,
     devices: &[(DeviceKey, Uuid)],
 ) -> Result<Vec<(DeviceKey, DevicePulse)>, Error> {
@@ -295,7 +415,12 @@ pub async fn pulses<C: GenericClient + Sync>(
                FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS d(domain_id, device_id, user_id)";
     let (keys, users): (Vec<DeviceKey>, Vec<Uuid>) = devices.iter().copied().unzip();
     let (domains, ids) = columns(&keys);
-    let rows = client.query(sql, &[&domains, &ids, &users]).await?;
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&domains, &ids, &users],
+        )
+        .await?;
     Ok(rows
         .iter()
         .map(|row| {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use chancery_proto::tree::Tree;
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 
 use super::signed;
 
@@ -25,8 +26,11 @@ pub async fn insert(
             .map(|(index, _)| i32::try_from(*index).unwrap_or(i32::MAX))
             .collect();
         let bodies: Vec<Option<&[u8]>> = part.iter().map(|(_, node)| node.as_deref()).collect();
-        tx.execute(sql, &[&group, &signed(seq), &indices, &bodies])
-            .await?;
+        tx.execute(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(seq), &indices, &bodies],
+        )
+        .await?;
     }
     Ok(())
 }
@@ -39,7 +43,8 @@ pub async fn rewrite(
     tree: &Tree,
 ) -> Result<(), Error> {
     let sql = "/* tree::rewrite */ DELETE FROM tree_nodes WHERE group_id = $1 AND from_seq = $2";
-    tx.execute(sql, &[&group, &signed(seq)]).await?;
+    tx.execute(&tx.prepare_cached(sql).await?, &[&group, &signed(seq)])
+        .await?;
     let mut changes: BTreeMap<u32, Option<Vec<u8>>> = at(tx, group, seq)
         .await?
         .into_iter()
@@ -53,7 +58,7 @@ pub async fn rewrite(
 }
 
 /// The nodes that are not blank in the epoch before the one that `seq` began.
-pub async fn before<C: GenericClient + Sync>(
+pub async fn before<C: GenericClient>(
     client: &C,
     group: &[u8],
     seq: u64,
@@ -65,14 +70,16 @@ pub async fn before<C: GenericClient + Sync>(
 }
 
 /// The nodes that are not blank in the epoch named `seq`, in index order.
-pub async fn at<C: GenericClient + Sync>(
+pub async fn at<C: GenericClient>(
     client: &C,
     group: &[u8],
     seq: u64,
 ) -> Result<Vec<(u32, Vec<u8>)>, Error> {
     let sql = "/* tree::at */ SELECT node_index, node FROM (SELECT DISTINCT ON (node_index) node_index, node FROM tree_nodes \
                WHERE group_id = $1 AND from_seq <= $2 ORDER BY node_index, from_seq DESC) AS newest WHERE node IS NOT NULL ORDER BY node_index";
-    let rows = client.query(sql, &[&group, &signed(seq)]).await?;
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&group, &signed(seq)])
+        .await?;
     Ok(rows
         .iter()
         .map(|row| {

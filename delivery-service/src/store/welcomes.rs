@@ -1,6 +1,7 @@
 //! The inbox: one row for each joiner; what they share lives with the epoch.
 
-use tokio_postgres::{Error, GenericClient, Transaction};
+use service_kit::db::{GenericClient, Transaction};
+use tokio_postgres::Error;
 
 use super::{hash32, signed, unsigned};
 use crate::group::DeviceKey;
@@ -39,7 +40,7 @@ pub async fn insert(
     let sql = "/* welcomes::insert */ INSERT INTO welcomes (group_id, commit_seq, domain_id, device_id, key_package_ref, secrets, expires_at) \
                VALUES ($1, $2, $3, $4, $5, $6, now() + $7 * interval '1 second')";
     tx.execute(
-        sql,
+        &tx.prepare_cached(sql).await?,
         &[
             &group,
             &signed(seq),
@@ -55,7 +56,7 @@ pub async fn insert(
 }
 
 /// Unread Welcomes of a device, oldest first.
-pub async fn unread<C: GenericClient + Sync>(
+pub async fn unread<C: GenericClient>(
     client: &C,
     joiner: DeviceKey,
     at_most: u32,
@@ -67,7 +68,10 @@ pub async fn unread<C: GenericClient + Sync>(
                WHERE w.domain_id = $1 AND w.device_id = $2 AND w.acked_at IS NULL AND w.expires_at > now() \
                AND e.encrypted_group_info IS NOT NULL ORDER BY l.accepted_at, w.group_id, w.commit_seq LIMIT $3";
     let rows = client
-        .query(sql, &[&joiner.domain, &joiner.device, &i64::from(at_most)])
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&joiner.domain, &joiner.device, &i64::from(at_most)],
+        )
         .await?;
     Ok(rows
         .iter()
@@ -93,6 +97,9 @@ pub async fn acknowledge(
 ) -> Result<u64, Error> {
     let sql = "/* welcomes::acknowledge */ UPDATE welcomes SET acked_at = coalesce(acked_at, now()) \
                WHERE group_id = $1 AND commit_seq = $2 AND domain_id = $3 AND device_id = $4";
-    tx.execute(sql, &[&group, &signed(seq), &joiner.domain, &joiner.device])
-        .await
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&group, &signed(seq), &joiner.domain, &joiner.device],
+    )
+    .await
 }

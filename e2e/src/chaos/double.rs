@@ -56,11 +56,18 @@ const fn rule(statement: &'static str, find: &'static str, put: &'static str) ->
 
 impl Broken {
     fn rules(self) -> &'static [Rule] {
-        const FORGETS: &[Rule] = &[rule(
-            "log::prior",
-            "l.message_id = $2",
-            "l.message_id = $2 AND false",
-        )];
+        const FORGETS: &[Rule] = &[
+            rule(
+                "log::prior",
+                "l.message_id = $2",
+                "l.message_id = $2 AND false",
+            ),
+            rule(
+                "log::priors",
+                "l.message_id = q.message_id",
+                "l.message_id = q.message_id AND false",
+            ),
+        ];
         const SKIPS_LOCK: &[Rule] = &[
             rule("groups::lock", " FOR NO KEY UPDATE", ""),
             rule(
@@ -68,6 +75,8 @@ impl Broken {
                 "AND head_seq = $2",
                 "AND $2::bigint IS NOT NULL",
             ),
+            rule("groups::lock_many", " FOR NO KEY UPDATE SKIP LOCKED", ""),
+            rule("groups::advance_many", "AND h.head_seq = n.before", ""),
         ];
         // The subquery sees what the statement's snapshot saw, which is older than the lock.
         const AT_ONCE: &[Rule] = &[
@@ -80,6 +89,17 @@ impl Broken {
                 "log::prior",
                 "l.message_id = $2",
                 "l.message_id = $2 AND l.seq <= current_setting('double.seen')::bigint",
+            ),
+            rule(
+                "groups::lock_many",
+                "SELECT ",
+                "SELECT set_config('double.seen', (SELECT coalesce(json_object_agg(encode(s.group_id, 'hex'), s.seq), '{}'::json)::text \
+                 FROM (SELECT group_id, max(seq) AS seq FROM log WHERE group_id = ANY($1) GROUP BY group_id) s), true) AS seen, ",
+            ),
+            rule(
+                "log::priors",
+                "l.message_id = q.message_id",
+                "l.message_id = q.message_id AND l.seq <= (current_setting('double.seen')::json ->> encode(l.group_id, 'hex'))::bigint",
             ),
         ];
         const SKIPS_ROW: &[Rule] = &[rule(
@@ -140,6 +160,8 @@ pub struct Double {
     broken: Broken,
     /// Not before everybody is at their places.
     armed: AtomicBool,
+    /// Rung when it is armed.
+    arming: Notify,
     /// Substitutions by rule, or early answers.
     made: Vec<AtomicU64>,
 }
@@ -151,6 +173,7 @@ impl Double {
         Arc::new(Self {
             broken,
             armed: AtomicBool::new(false),
+            arming: Notify::new(),
             made: (0..made).map(|_| AtomicU64::new(0)).collect(),
         })
     }
@@ -163,6 +186,16 @@ impl Double {
     /// From now on it is broken.
     pub fn arm(&self) {
         self.armed.store(true, Ordering::Relaxed);
+        self.arming.notify_waiters();
+    }
+
+    /// Waits for the arming; for ever where that is over. A connection from before must end then: its statements are prepared, and unbroken.
+    pub async fn arming(&self) {
+        let arming = self.arming.notified();
+        if self.is_armed() {
+            std::future::pending::<()>().await;
+        }
+        arming.await;
     }
 
     fn is_armed(&self) -> bool {

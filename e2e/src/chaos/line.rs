@@ -203,9 +203,16 @@ impl Line {
                 swallower.as_ref(),
             );
             let back = self.back(&mut far_read, &near_write, swallower.as_ref());
+            let arming = async {
+                match &self.double {
+                    Some(double) => double.arming().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 orphaned = there => orphaned.unwrap_or(false),
                 _ended = back => false,
+                () = arming => false,
             }
         };
         drop((near_read, near_write));

@@ -1,0 +1,110 @@
+//! One entry at its place: its chain value, its row, and the head after it.
+
+use chancery_proto::{
+    chain::{self, ChainInput},
+    delivery::v1::{EntryKind, Outcome},
+};
+use service_kit::db::{Transaction, TxError};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    error::Error,
+    group::{Append, Head},
+    store,
+    store::log::Entry,
+};
+
+/// What an entry holds besides its place.
+pub(crate) struct Body<'a> {
+    pub(crate) kind: EntryKind,
+    pub(crate) message_id: Uuid,
+    pub(crate) content_hash: [u8; 32],
+    pub(crate) payload: &'a [u8],
+}
+
+impl Body<'_> {
+    /// Of an entry that the service itself makes: its id is new each time, and nobody repeats it.
+    pub(crate) fn by_service(kind: EntryKind, payload: &[u8]) -> Body<'_> {
+        Body {
+            kind,
+            message_id: Uuid::new_v4(),
+            content_hash: Sha256::digest(payload).into(),
+            payload,
+        }
+    }
+}
+
+/// The chain's value after an entry.
+pub(crate) fn chain_after(
+    group: &[u8],
+    before: &Head,
+    append: &Append,
+    body: &Body<'_>,
+) -> [u8; 32] {
+    chain::next(
+        &before.chain,
+        &ChainInput {
+            group,
+            seq: append.seq,
+            epoch_seq: append.epoch_seq,
+            kind: u32::from((body.kind as i16).unsigned_abs()),
+            message_id: body.message_id.as_bytes(),
+            accepted_at_micros: append.accepted_at,
+            payload_sha256: &Sha256::digest(body.payload).into(),
+        },
+    )
+}
+
+/// Writes the entry and the head after it; returns that head.
+pub(crate) async fn append_entry(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    before: &Head,
+    append: &Append,
+    body: Body<'_>,
+) -> Result<Head, TxError<Error>> {
+    let kind = body.kind as i16;
+    let chain = chain_after(group, before, append, &body);
+    let entry = Entry {
+        seq: append.seq,
+        epoch: append.epoch,
+        epoch_seq: append.epoch_seq,
+        kind,
+        message_id: body.message_id,
+        accepted_at: append.accepted_at,
+        content_hash: body.content_hash,
+        chain,
+        payload_bytes: body.payload.len() as u64,
+        payload: body.payload.to_vec(),
+        group_state_hash: None,
+        pruned: false,
+    };
+    store::log::append(tx, group, &entry).await?;
+    let head = Head {
+        chain,
+        last_at: append.accepted_at,
+        ..append.head.clone()
+    };
+    let rows = store::groups::advance(tx, group, before, &head).await?;
+    if rows != 1 {
+        return Err(TxError::Rejected(Error::Corrupt(
+            "the head moved under the lock",
+        )));
+    }
+    if head.settled_seq > before.settled_seq {
+        store::groups::forget_committers(tx, group, head.settled_seq).await?;
+    }
+    Ok(head)
+}
+
+/// Everything in, or begun by, an epoch after the newest settled one is provisional. `named` is the entry's `epoch_seq`, for a Commit its own seq.
+pub(crate) fn outcome(head: &Head, named: u64, voided_by: Option<u64>) -> Outcome {
+    if voided_by.is_some() {
+        Outcome::Voided
+    } else if named > head.settled_seq {
+        Outcome::Provisional
+    } else {
+        Outcome::Standing
+    }
+}
