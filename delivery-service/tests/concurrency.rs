@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use chancery_proto::{common::v1::Reason, delivery::v1::*, status::Refusal};
 use futures_util::future::join_all;
-use support::{Group, World, forge, log, reason, send, submit};
+use support::{Group, World, forge, log, owner, reason, send, submit, waiting};
 use uuid::Uuid;
 
 /// Dense from the first, one Commit for each epoch.
@@ -93,31 +93,6 @@ async fn a_send_that_waited_behind_a_removal_sees_it() {
     let ((removed, sent), ()) = tokio::join!(ordered, release);
     removed.unwrap();
     assert_eq!(reason(&sent.unwrap_err()), Reason::Group);
-}
-
-/// A session of the database's owner.
-async fn owner(world: &World) -> tokio_postgres::Client {
-    let (client, connection) =
-        tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-/// Until so many sessions of this database wait for a lock.
-async fn waiting(world: &World, sessions: i64) {
-    let client = owner(world).await;
-    loop {
-        let row = client
-            .query_one("SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = $1", &[&world.db.name()])
-            .await
-            .unwrap();
-        if row.get::<_, i64>(0) >= sessions {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
 }
 
 /// Field lessons: a number is given out before its COMMIT, and a lock that cannot be had in time is told as a refusal.

@@ -399,3 +399,28 @@ pub async fn log(world: &World, by: &Device, group: &Group) -> Result<Vec<Entry>
     }
     Ok(entries)
 }
+
+/// A session of the database's owner.
+pub async fn owner(world: &World) -> tokio_postgres::Client {
+    let (client, connection) =
+        tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Until so many sessions of this database wait for a lock.
+pub async fn waiting(world: &World, sessions: i64) {
+    let client = owner(world).await;
+    loop {
+        let row = client
+            .query_one("SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.datname = $1", &[&world.db.name()])
+            .await
+            .unwrap();
+        if row.get::<_, i64>(0) >= sessions {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
