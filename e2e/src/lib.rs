@@ -5,6 +5,7 @@
 //! | [`programs`] | where the binaries are, running one and reading its JSON |
 //! | [`server`] | the server side as one process, killed and started again |
 //! | [`device`] | a device: a profile and the commands that it runs |
+//! | [`bench`](mod@bench) | how fast, by baselines of the same run |
 //! | [`chaos`] | the running system under fire: real processes, faults, a recorder and a checker |
 //! | [`sim`] | whole groups in one thread: real members, a bad network, time that a seed decides |
 //! | [`story`] | the demo, act by act |
@@ -14,6 +15,7 @@
 //! | [`search`] | a text in a folder, in every form that a server might have written it |
 //! | [`summary`] | what was counted, and which promises it breaks |
 
+pub mod bench;
 pub mod chaos;
 pub mod device;
 pub mod journals;

@@ -1,0 +1,246 @@
+//! The append path: messages each second, alone and in crowds, beside what PostgreSQL does by itself.
+
+use std::time::Duration;
+
+use super::{
+    Options, bare,
+    ground::{Ground, Groups},
+    load::{self, Load, rank},
+    table::{Table, Target},
+};
+
+/// Groups of the narrow figures.
+const SOME_GROUPS: u32 = 1_000;
+/// Streams of a crowd; each has a connection.
+const STREAMS: usize = 8;
+/// Messages under way on each.
+const WINDOW: usize = 128;
+/// Connections of the baselines with one transaction for each message.
+const CONNECTIONS: [u32; 3] = [16, 32, 64];
+/// Rounds in which sizes of groups take turns: a machine is not equally fast all the time.
+const ROUNDS: usize = 5;
+
+fn load(groups: Groups, options: &Options) -> Load {
+    Load {
+        groups,
+        nodes: 1,
+        streams: STREAMS,
+        window: WINDOW,
+        measured: options.measured,
+    }
+}
+
+/// Every figure of the append path.
+///
+/// # Errors
+/// A message was refused, or something cannot be reached.
+pub async fn measure(
+    ground: &mut Ground,
+    options: &Options,
+    table: &mut Table<'_>,
+) -> anyhow::Result<()> {
+    let some = Groups {
+        name: "some",
+        count: SOME_GROUPS,
+    };
+    ground.populate(some, &ground.people).await?;
+    alone(ground, some, options, table).await?;
+    let some_rate = crowd(ground, some, options, table).await?;
+    hot(ground, options, some_rate, table).await?;
+    wide(ground, options, table).await?;
+    sizes(ground, options, table).await?;
+    two_nodes(ground, some, options, some_rate, table).await
+}
+
+/// One message after the other, with nobody else there.
+async fn alone(
+    ground: &Ground,
+    groups: Groups,
+    options: &Options,
+    table: &mut Table<'_>,
+) -> anyhow::Result<()> {
+    let calls = usize::try_from(options.measured.as_millis() / 4)?;
+    let base = bare::one_by_one(ground, groups, calls).await?;
+    let ours = load::one_by_one(ground, groups, calls).await?;
+    let p50 = rank(&base, 0.5);
+    table.aim(
+        "one SendMessage alone, p50, by a bare row's p50",
+        rank(&ours, 0.5),
+        "us",
+        p50,
+        Target::AtMost(2.0),
+    );
+    table.compare(
+        "one SendMessage alone, p99, by a bare row's p99",
+        rank(&ours, 0.99),
+        "us",
+        rank(&base, 0.99),
+    );
+    Ok(())
+}
+
+/// Many groups, many messages under way.
+async fn crowd(
+    ground: &Ground,
+    groups: Groups,
+    options: &Options,
+    table: &mut Table<'_>,
+) -> anyhow::Result<f64> {
+    ground.checkpoint().await?;
+    let batches = bare::batches(ground, groups, options.measured).await?;
+    ground.checkpoint().await?;
+    let before = ground.cpu()?;
+    let rate = load::appends(ground, &load(groups, options)).await?;
+    let after = ground.cpu()?;
+    table.aim(
+        "appends/s, 1,000 groups, by bare batches of 100",
+        rate,
+        "1/s",
+        batches,
+        Target::AtLeast(0.7),
+    );
+    // The clock of the CPU runs a little longer than that of the rate.
+    let messages = rate * (options.measured + Duration::from_secs(1)).as_secs_f64();
+    for (name, used) in ["node", "PostgreSQL"].into_iter().zip(0..) {
+        let cpu: Duration = after[used] - before[used];
+        let micros = cpu.as_secs_f64() * 1e6 / messages;
+        table.report(&format!("CPU of {name} for each message"), micros, "us");
+    }
+    ground.checkpoint().await?;
+    let mut best: f64 = 0.0;
+    for connections in CONNECTIONS {
+        let measured = options.measured / 2;
+        best = best.max(bare::singles(ground, groups, connections, measured).await?);
+    }
+    table.aim(
+        "appends/s, 1,000 groups, by a transaction for each",
+        rate,
+        "1/s",
+        best,
+        Target::AtLeast(2.5),
+    );
+    Ok(rate)
+}
+
+/// One group.
+async fn hot(
+    ground: &Ground,
+    options: &Options,
+    some_rate: f64,
+    table: &mut Table<'_>,
+) -> anyhow::Result<()> {
+    let hot = Groups {
+        name: "hot",
+        count: 1,
+    };
+    ground.populate(hot, &ground.people).await?;
+    ground.checkpoint().await?;
+    let singles = bare::singles(ground, hot, 32, options.measured).await?;
+    ground.checkpoint().await?;
+    let rate = load::appends(ground, &load(hot, options)).await?;
+    table.aim(
+        "appends/s, one hot group, by single rows on 32 connections",
+        rate,
+        "1/s",
+        singles,
+        Target::AtLeast(10.0),
+    );
+    table.aim(
+        "appends/s, one hot group, by 1,000 groups",
+        rate,
+        "1/s",
+        some_rate,
+        Target::AtLeast(0.8),
+    );
+    Ok(())
+}
+
+/// So many groups that each message goes to another.
+async fn wide(ground: &Ground, options: &Options, table: &mut Table<'_>) -> anyhow::Result<()> {
+    let many = Groups {
+        name: "many",
+        count: options.many_groups,
+    };
+    ground.populate(many, &ground.people).await?;
+    ground.checkpoint().await?;
+    let batches = bare::batches(ground, many, options.measured).await?;
+    ground.checkpoint().await?;
+    let before = ground.wal_bytes().await?;
+    let rate = load::appends(ground, &load(many, options)).await?;
+    let written = ground.wal_bytes().await? - before;
+    table.aim(
+        &format!("appends/s, {} groups, by bare batches", many.count),
+        rate,
+        "1/s",
+        batches,
+        Target::AtLeast(0.7),
+    );
+    let messages = rate * (options.measured + Duration::from_secs(1)).as_secs_f64();
+    table.report("WAL for each message of these", written / messages, "bytes");
+    Ok(())
+}
+
+/// The size of a group must not count.
+async fn sizes(ground: &Ground, options: &Options, table: &mut Table<'_>) -> anyhow::Result<()> {
+    const NAMES: [&str; 8] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7"];
+    let mut groups = Vec::new();
+    for (members, name) in options.members.iter().zip(NAMES) {
+        let mut crowd = ground.people.clone();
+        // Whoever only sits there needs no token.
+        crowd.resize_with(
+            (*members as usize).max(crowd.len()),
+            super::ground::Person::silent,
+        );
+        let one = Groups { name, count: 1 };
+        ground.populate(one, &crowd).await?;
+        groups.push((*members, one, Vec::new()));
+    }
+    ground.checkpoint().await?;
+    for _ in 0..ROUNDS {
+        for (_, one, rates) in &mut groups {
+            let mut load = load(*one, options);
+            load.measured = options.measured / 5;
+            rates.push(load::appends(ground, &load).await?);
+        }
+    }
+    let median = |rates: &[f64]| {
+        let mut sorted = rates.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        1e6 / rank(&sorted, 0.5)
+    };
+    let base = groups
+        .first()
+        .map_or(f64::NAN, |(_, _, rates)| median(rates));
+    for (members, _, rates) in groups.iter().skip(1) {
+        table.aim(
+            &format!("time for each append, {members} members, by 2"),
+            median(rates),
+            "us",
+            base,
+            Target::AtMost(1.05),
+        );
+    }
+    Ok(())
+}
+
+/// A second node on the same machine and the same PostgreSQL.
+async fn two_nodes(
+    ground: &mut Ground,
+    groups: Groups,
+    options: &Options,
+    one_node: f64,
+    table: &mut Table<'_>,
+) -> anyhow::Result<()> {
+    ground.add_node().await?;
+    ground.checkpoint().await?;
+    let mut load = load(groups, options);
+    load.nodes = 2;
+    let rate = load::appends(ground, &load).await?;
+    table.compare(
+        "appends/s, 1,000 groups, two nodes, by one",
+        rate,
+        "1/s",
+        one_node,
+    );
+    Ok(())
+}

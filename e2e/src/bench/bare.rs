@@ -1,0 +1,210 @@
+//! The baselines: the same rows in the same tables, by plain SQL. Nothing is locked first, read, decided or answered.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::bail;
+use delivery_service::{
+    group::{ExternalJoin, Head},
+    store::{
+        groups::{HeadMove, advance_many},
+        log::{EntryRow, append_many},
+    },
+};
+use service_kit::db::{Db, TxError};
+use uuid::Uuid;
+
+use super::{
+    ground::{Ground, Groups},
+    load,
+};
+
+/// Rows in one transaction.
+const BATCH: u32 = 100;
+/// Connections that write batches.
+const WRITERS: u32 = 4;
+/// Before the clock starts.
+const WARM: Duration = Duration::from_secs(1);
+/// `EntryKind` of an application message.
+const APPLICATION: i16 = 4;
+
+/// Rows each second in batches of 100: one insert, one update of the heads, COMMIT. Each connection has groups of its own.
+///
+/// # Errors
+/// The database.
+pub async fn batches(ground: &Ground, groups: Groups, measured: Duration) -> anyhow::Result<f64> {
+    let writers = WRITERS.min(groups.count);
+    let work = (0..writers).map(|writer| {
+        let own: Vec<u32> = (0..groups.count)
+            .filter(|n| n % writers == writer)
+            .collect();
+        move |db: Db, written: Arc<AtomicU64>| async move {
+            let mut heads: Vec<(Vec<u8>, Head)> = Vec::new();
+            for index in &own {
+                let id = groups.id(*index);
+                let client = db.client().await?;
+                let head = delivery_service::store::groups::head(&client, &id).await?;
+                heads.push((
+                    id,
+                    head.unwrap_or_else(|| Head::created(0, 1, ExternalJoin::Resync)),
+                ));
+            }
+            loop {
+                heads = batch(&db, heads).await?;
+                written.fetch_add(u64::from(BATCH), Ordering::Relaxed);
+            }
+        }
+    });
+    rate(ground, work, measured).await
+}
+
+/// Writes one batch at random places; returns the heads after it.
+async fn batch(db: &Db, heads: Vec<(Vec<u8>, Head)>) -> anyhow::Result<Vec<(Vec<u8>, Head)>> {
+    let mut after = heads.clone();
+    let mut places = Vec::new();
+    let rows: Vec<(usize, u64, Uuid, Vec<u8>)> = (0..BATCH)
+        .map(|_| {
+            let place = fastrand::usize(0..after.len());
+            let (group, head) = &mut after[place];
+            head.seq += 1;
+            let id = Uuid::new_v4();
+            places.push(place);
+            (place, head.seq, id, load::message(group, id))
+        })
+        .collect();
+    places.sort_unstable();
+    places.dedup();
+    let written = Arc::new((heads, after, places, rows));
+    let shared = written.clone();
+    db.run_tx("bench", move |tx| {
+        let work = shared.clone();
+        Box::pin(async move {
+            let (before, after, places, rows) = &*work;
+            let rows: Vec<EntryRow<'_>> = rows
+                .iter()
+                .map(|(place, seq, id, payload)| EntryRow {
+                    group: &after[*place].0,
+                    seq: *seq,
+                    epoch: 0,
+                    epoch_seq: 0,
+                    kind: APPLICATION,
+                    message_id: *id,
+                    accepted_at: 0,
+                    content_hash: [0; 32],
+                    chain: [0; 32],
+                    payload,
+                })
+                .collect();
+            let moves: Vec<HeadMove<'_>> = places
+                .iter()
+                .map(|place| HeadMove {
+                    group: &after[*place].0,
+                    before: &before[*place].1,
+                    after: &after[*place].1,
+                })
+                .collect();
+            futures_util::future::try_join(append_many(tx, &rows), advance_many(tx, &moves))
+                .await?;
+            Ok::<_, TxError<Infallible>>(())
+        })
+    })
+    .await
+    .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    Ok(written.1.clone())
+}
+
+/// One message, its seq and its COMMIT in one statement.
+const SINGLE: &str = "/* bench::single */ WITH h AS (UPDATE group_heads SET head_seq = head_seq + 1, chain = $4, last_at = now() \
+                      WHERE group_id = $1 RETURNING head_seq) \
+                      INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
+                      SELECT $1, h.head_seq, 0, 0, 4, $2, now(), $4, $4, $3 FROM h";
+
+async fn single(db: &Db, groups: Groups) -> anyhow::Result<()> {
+    let group = groups.id(fastrand::u32(0..groups.count));
+    let id = Uuid::new_v4();
+    let payload = load::message(&group, id);
+    let chain = [0u8; 32];
+    let client = db.client().await?;
+    let statement = client.prepare_cached(SINGLE).await?;
+    client
+        .execute(&statement, &[&group, &id, &payload, &chain.as_slice()])
+        .await?;
+    Ok(())
+}
+
+/// Rows each second, one transaction for each, on so many connections.
+///
+/// # Errors
+/// The database.
+pub async fn singles(
+    ground: &Ground,
+    groups: Groups,
+    connections: u32,
+    measured: Duration,
+) -> anyhow::Result<f64> {
+    let work = (0..connections).map(|_| {
+        move |db: Db, written: Arc<AtomicU64>| async move {
+            loop {
+                single(&db, groups).await?;
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    rate(ground, work, measured).await
+}
+
+/// How long each of `calls` single rows took on one connection, in microseconds, sorted.
+///
+/// # Errors
+/// The database.
+pub async fn one_by_one(ground: &Ground, groups: Groups, calls: usize) -> anyhow::Result<Vec<f64>> {
+    let db = ground.database(1)?;
+    let mut times = Vec::with_capacity(calls);
+    for index in 0..calls + calls / 10 {
+        let began = Instant::now();
+        single(&db, groups).await?;
+        if index >= calls / 10 {
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// Runs writers, each on a connection of its own, and counts what they write each second.
+async fn rate<W, F>(
+    ground: &Ground,
+    writers: impl Iterator<Item = W>,
+    measured: Duration,
+) -> anyhow::Result<f64>
+where
+    W: FnOnce(Db, Arc<AtomicU64>) -> F,
+    F: Future<Output = anyhow::Result<Infallible>> + Send + 'static,
+{
+    let written = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in writers {
+        tasks.spawn(writer(ground.database(1)?, written.clone()));
+    }
+    let measure = async {
+        while written.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(WARM).await;
+        let (from, began) = (written.load(Ordering::Relaxed), Instant::now());
+        tokio::time::sleep(measured).await;
+        let count = written.load(Ordering::Relaxed) - from;
+        count as f64 / began.elapsed().as_secs_f64()
+    };
+    tokio::select! {
+        rate = measure => Ok(rate),
+        Some(ended) = tasks.join_next() => match ended?? {},
+        else => bail!("nobody writes"),
+    }
+}

@@ -1,0 +1,73 @@
+//! `./dev bench`: how fast the log takes messages, each figure beside a baseline of the same run: the same machine, the same PostgreSQL, the same tables.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`table`] | rows: a figure, its baseline, what it was to be |
+//! | [`ground`] | PostgreSQL with every promise of durability kept, nodes as processes, people with tokens, groups by the thousand |
+//! | [`load`] | messages through gRPC, many under way at once, or one after the other |
+//! | [`bare`] | the baselines: the same rows written by plain SQL |
+//! | [`appends`] | the figures of the append path |
+//!
+//! People and groups are made by SQL and messages by hand: a node reads a message's framing and nothing else of it.
+
+pub mod appends;
+pub mod bare;
+pub mod ground;
+pub mod load;
+pub mod table;
+
+use std::time::Duration;
+
+use crate::programs::Programs;
+use ground::Ground;
+use table::Table;
+
+/// How long, and how much.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Targets are relaxed by this factor.
+    pub slack: f64,
+    /// Each figure is measured for so long.
+    pub measured: Duration,
+    /// Groups of the wide figures.
+    pub many_groups: u32,
+    /// Sizes of the groups whose appends are compared; the first is the baseline.
+    pub members: Vec<u32>,
+}
+
+impl Options {
+    /// What `docs/performance.md` is made with.
+    pub fn whole() -> Self {
+        Self {
+            slack: 1.0,
+            measured: Duration::from_secs(10),
+            many_groups: 100_000,
+            members: vec![2, 100, 10_000, 100_000],
+        }
+    }
+
+    /// Short enough for every change: it guards against falling back, and measures nothing well.
+    pub fn short() -> Self {
+        Self {
+            slack: 2.5,
+            measured: Duration::from_secs(2),
+            many_groups: 10_000,
+            members: vec![2, 1_000],
+        }
+    }
+}
+
+/// Measures everything; each row is handed out when it is there.
+///
+/// # Errors
+/// Something does not start, or a message was refused.
+pub async fn run(
+    programs: &Programs,
+    options: &Options,
+    tell: impl FnMut(&table::Row),
+) -> anyhow::Result<Vec<table::Row>> {
+    let mut table = Table::new(options.slack, tell);
+    let mut ground = Ground::start(programs).await?;
+    appends::measure(&mut ground, options, &mut table).await?;
+    Ok(table.rows)
+}

@@ -1,0 +1,47 @@
+//! `./dev bench`: figures, each beside its baseline.
+
+use std::{io::Write as _, process::ExitCode};
+
+use clap::Parser;
+use e2e::{
+    bench::{self, Options},
+    programs::Programs,
+};
+
+/// How fast the log takes messages, by baselines of the same run. PostgreSQL keeps every promise of durability meanwhile.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+struct Cli {
+    /// Print the table as an object in the last line.
+    #[arg(long)]
+    json: bool,
+    /// Short, with less of everything: to see that it works.
+    #[arg(long)]
+    short: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let options = if cli.short {
+        Options::short()
+    } else {
+        Options::whole()
+    };
+    let programs = Programs::find()?;
+    let mut out = std::io::stdout();
+    let rows = bench::run(&programs, &options, |row| {
+        // Whoever reads no more still gets the last line, or the exit code.
+        let _told = writeln!(std::io::stdout(), "{row}");
+    })
+    .await?;
+    if cli.json {
+        writeln!(out, "{}", serde_json::json!({ "rows": rows }))?;
+    }
+    let missed = rows.iter().filter(|row| row.met == Some(false)).count();
+    Ok(if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}
