@@ -4,7 +4,7 @@
 //! whatever has come by the time it is free: a lone message waits for nobody, and under load the batches grow by themselves, up to a number of
 //! messages and of bytes. What happens in the transaction is in `write`.
 //!
-//! A group whose head somebody else holds (a Commit, another node) is passed over and waits on a *siding* of its own, so that it holds up nobody.
+//! A group whose head somebody else holds for long (a large Commit) is passed over and waits on a *siding* of its own, so that it holds up nobody.
 //! A batch that fails for a reason that may lie in one of its messages is cut in two until that one stands alone.
 
 mod write;
@@ -142,9 +142,11 @@ fn lane_of(group: &[u8], lanes: usize) -> usize {
 /// What to do about a head that somebody else holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
+    /// Wait for so many milliseconds: another batch, on another node, is soon done with it.
+    Briefly(u32),
     /// Leave its messages for later.
     PassOver,
-    /// Wait for it.
+    /// Wait for it as long as for any lock.
     ForLock,
 }
 
@@ -187,7 +189,8 @@ impl Lane {
             if batch.is_empty() {
                 continue;
             }
-            let passed_over = self.writer.write(batch, Wait::PassOver).await;
+            let wait = Wait::Briefly(self.limits.append_lock_millis);
+            let passed_over = self.writer.write(batch, wait).await;
             for (group, jobs) in by_group(passed_over) {
                 self.sidings.insert(group.clone(), Vec::new());
                 self.begin_siding(group, jobs);
@@ -288,7 +291,11 @@ impl Writer {
                 passed_over.iter().any(same)
             });
             passed_over.extend(behind);
-            match self.try_write(&part, wait).await {
+            let mut written = self.try_write(&part, wait).await;
+            if let (Wait::Briefly(_), Err(Error::Db(DbError::Busy))) = (wait, &written) {
+                written = self.try_write(&part, Wait::PassOver).await;
+            }
+            match written {
                 Ok(outcomes) => {
                     for (job, outcome) in part.into_iter().zip(outcomes) {
                         match outcome {
@@ -320,7 +327,7 @@ impl Writer {
         let shared = messages.clone();
         let written = self
             .db
-            .run_tx("append", move |tx| {
+            .run_pipeline("append", move |tx| {
                 let messages = shared.clone();
                 Box::pin(async move { write::append(tx, &messages, wait).await })
             })

@@ -115,6 +115,14 @@ pub struct BatchOptions {
         default_value_t = 4_194_304
     )]
     pub append_batch_bytes: u32,
+    /// How long a transaction waits for a group that somebody else holds, before it leaves that group's messages for another transaction.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_APPEND_LOCK_MILLIS",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub append_lock_millis: u32,
     /// Messages that wait to be appended, before more wait to be read from their connections.
     #[arg(
         long,

@@ -2,7 +2,7 @@
 //! comes with a Commit is appended with it.
 
 use chancery_proto::delivery::v1::{EntryKind, SendMessageResponse};
-use service_kit::db::{Transaction, TxError};
+use service_kit::db::{GenericClient, Transaction, TxError};
 
 use crate::{
     append::{Body, append_entry, outcome},
@@ -131,8 +131,8 @@ pub(crate) async fn append_send(
 }
 
 /// The number of the epoch with this name, or the entry that took it back.
-pub(crate) async fn named_epoch(
-    tx: Tx<'_>,
+pub(crate) async fn named_epoch<C: GenericClient>(
+    tx: &C,
     group: &[u8],
     head: &Head,
     epoch_seq: u64,

@@ -1,11 +1,13 @@
 //! The pool, and transactions that are named, metered and repeated where that is safe.
 
+mod pipeline;
+
 use std::time::Duration;
 
 use anyhow::Context as _;
-pub use deadpool_postgres::{GenericClient, Transaction};
+pub use deadpool_postgres::{GenericClient, Object, Transaction};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use futures_util::future::BoxFuture;
 use tokio_postgres::{
@@ -13,6 +15,8 @@ use tokio_postgres::{
     config::SslMode,
     error::{Severity, SqlState},
 };
+
+pub use pipeline::Pipeline;
 
 use crate::lifecycle::Shutdown;
 
@@ -208,6 +212,10 @@ pub async fn when_reachable<T, F: Future<Output = anyhow::Result<T>> + Send>(
     Ok(None)
 }
 
+/// Statements look rows up by their keys, and are planned once for each connection. What the planner believes about sizes must not count: a table that
+/// was small or unknown when a statement was planned would be read whole from then on, with all its dead rows.
+const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off";
+
 /// A handle to the pool; cheap to clone.
 #[derive(Clone)]
 pub struct Db {
@@ -256,7 +264,7 @@ impl Db {
             "TLS to the database is not supported: use a unix socket, loopback, or a local TLS-terminating pooler"
         );
         let settings = format!(
-            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=60000",
+            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=60000 {PLANS}",
             options.statement_timeout_millis, options.lock_timeout_millis
         );
         config
@@ -305,6 +313,28 @@ impl Db {
             }
         }
         match self.try_tx(&work).await {
+            Err(TxError::Db(DbError::Conflict)) => Err(TxError::Db(DbError::Busy)),
+            done => done,
+        }
+    }
+
+    /// The same for work that sends BEGIN and COMMIT in one round trip with statements of its own, see [`Pipeline`].
+    ///
+    /// # Errors
+    /// As [`Db::run_tx`].
+    pub async fn run_pipeline<T, E, F>(&self, name: &'static str, work: F) -> Result<T, TxError<E>>
+    where
+        F: for<'t> Fn(&'t Pipeline) -> BoxFuture<'t, Result<T, TxError<E>>>,
+    {
+        for _ in 1..TRIES {
+            match Pipeline::run(self.client().await.map_err(TxError::Db)?, &work).await {
+                Err(TxError::Db(DbError::Conflict)) => {
+                    metrics::counter!("chancery_db_repeats_total", "tx" => name).increment(1);
+                }
+                done => return done,
+            }
+        }
+        match Pipeline::run(self.client().await.map_err(TxError::Db)?, &work).await {
             Err(TxError::Db(DbError::Conflict)) => Err(TxError::Db(DbError::Busy)),
             done => done,
         }

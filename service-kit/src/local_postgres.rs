@@ -400,7 +400,7 @@ impl Cluster {
         let copy = log.try_clone().map_err(io_error("cannot share the log"))?;
         let mut command = self.command(&self.binaries.postgres);
         command.arg("-D").arg(&self.data);
-        for (name, value) in settings::of(&self.options, &self.run) {
+        for (name, value) in settings::of(&self.options, &self.run, self.takes(settings::LZ4)) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // A group of its own: Ctrl-C in a terminal must reach the services first, and PostgreSQL only through us.
@@ -415,6 +415,20 @@ impl Cluster {
         )))?;
         self.child = Some(child);
         self.wait_until_ready(offset)
+    }
+
+    /// Whether this PostgreSQL can be started with a setting.
+    fn takes(&self, setting: &str) -> bool {
+        let mut command = self.command(&self.binaries.postgres);
+        command
+            .arg("-D")
+            .arg(&self.data)
+            .args(["-C", "wal_level", "-c", setting]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
     }
 
     fn wait_until_ready(&mut self, log_offset: u64) -> Result<()> {

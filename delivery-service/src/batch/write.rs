@@ -1,15 +1,17 @@
 //! One batch in one transaction.
 //!
-//! Three round trips and the COMMIT. The first carries three statements one after the other: the heads' lock, *then* what the decisions need. They
-//! are never one statement: each sees what was committed before it began, and what is read must not be older than the lock.
+//! Two round trips. The first carries BEGIN and three statements one after the other: the heads' lock, *then* what the decisions need. They are never
+//! one statement: each sees what was committed before it began, and what is read must not be older than the lock. The second carries what is written
+//! and COMMIT.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::Hash,
     sync::Arc,
 };
 
-use futures_util::future::try_join3;
-use service_kit::db::{Transaction, TxError};
+use futures_util::future::{try_join, try_join4, try_join5};
+use service_kit::db::{Object, Pipeline, TxError};
 use uuid::Uuid;
 
 use super::{Message, Outcome, Wait};
@@ -17,13 +19,14 @@ use crate::{
     append::chain_after,
     caller,
     error::Error,
-    group::{Decision, Group, Head, Prior},
+    group::{Decision, Group, Head, Membership, Prior},
     send::{Named, accepted, body, command, named_epoch, replayed_send},
     store::{
         self,
-        groups::HeadMove,
-        log::{EntryRow, PriorQuery},
-        roster::{Sender, SenderQuery},
+        devices::{Standing, Standings},
+        groups::{HeadMove, LockMany},
+        log::{AppendMany, EntryRow, PriorQuery, Priors},
+        roster::Memberships,
     },
 };
 
@@ -47,7 +50,7 @@ struct Place {
 
 /// Locks, reads, decides on one message after the other, and writes what was accepted.
 pub(super) async fn append(
-    tx: &Transaction<'_>,
+    tx: &Pipeline,
     messages: &[Arc<Message>],
     wait: Wait,
 ) -> TxResult<Written> {
@@ -61,7 +64,7 @@ pub(super) async fn append(
     let mut outcomes = Vec::with_capacity(messages.len());
     for (index, message) in messages.iter().enumerate() {
         let facts = (read.senders.get(index), read.priors.get(&index), read.now);
-        outcomes.push(batch.decide(tx, message, facts, wait).await?);
+        outcomes.push(batch.decide(tx.client(), message, facts, wait).await?);
     }
     let heads = batch.write(tx).await?;
     Ok(Written {
@@ -81,32 +84,25 @@ struct Read {
     now: i64,
 }
 
+/// Who sends, as of the lock.
+#[derive(Clone, Copy)]
+struct Sender {
+    membership: Option<Membership>,
+    standing: Standing,
+}
+
 impl Read {
-    async fn under_lock(
-        tx: &Transaction<'_>,
-        messages: &[Arc<Message>],
-        wait: Wait,
-    ) -> TxResult<Self> {
+    async fn under_lock(tx: &Pipeline, messages: &[Arc<Message>], wait: Wait) -> TxResult<Self> {
         let mut groups: Vec<&[u8]> = messages.iter().map(|m| m.send.group.as_slice()).collect();
         groups.sort_unstable();
         groups.dedup();
         // Whoever sends much is looked up once.
-        let mut senders: Vec<SenderQuery<'_>> = Vec::new();
-        let mut places: HashMap<SenderQuery<'_>, usize> = HashMap::new();
-        let sent_by: Vec<usize> = messages
-            .iter()
-            .map(|m| {
-                let query = SenderQuery {
-                    group: &m.send.group,
-                    device: m.sender,
-                    user: m.user,
-                };
-                *places.entry(query).or_insert_with(|| {
-                    senders.push(query);
-                    senders.len() - 1
-                })
-            })
-            .collect();
+        let mut members = Distinct::default();
+        let mut devices = Distinct::default();
+        for message in messages {
+            members.put((message.send.group.as_slice(), message.sender));
+            devices.put((message.sender, message.user));
+        }
         let priors: Vec<PriorQuery<'_>> = messages
             .iter()
             .map(|m| PriorQuery {
@@ -116,15 +112,33 @@ impl Read {
             })
             .collect();
         // Prepared first: from here each is sent when it is first polled, in this order.
-        let lock = store::groups::LockMany::prepare(tx, wait == Wait::PassOver).await?;
-        let read_senders = store::roster::Senders::prepare(tx).await?;
-        let read_priors = store::log::Priors::prepare(tx).await?;
-        let (heads, (senders, now), priors) = try_join3(
-            lock.run(tx, &groups),
-            read_senders.run(tx, &senders),
-            read_priors.run(tx, &priors),
+        let client = tx.client();
+        let (lock, memberships, standings, find_priors) = try_join4(
+            LockMany::prepare(client, wait == Wait::PassOver),
+            Memberships::prepare(client),
+            Standings::prepare(client),
+            Priors::prepare(client),
         )
         .await?;
+        let briefly = match wait {
+            Wait::Briefly(millis) => Some(millis),
+            Wait::PassOver | Wait::ForLock => None,
+        };
+        let ((), heads, (memberships, now), standings, priors) = try_join5(
+            tx.begin(briefly),
+            lock.run(client, &groups),
+            memberships.run(client, &members.items),
+            standings.run(client, &devices.items),
+            find_priors.run(client, &priors),
+        )
+        .await?;
+        let standings: HashMap<usize, Standing> = standings.into_iter().collect();
+        let sender = |(member, device): (&usize, &usize)| {
+            Some(Sender {
+                membership: *memberships.get(*member)?,
+                standing: *standings.get(device)?,
+            })
+        };
         let heads = heads.into_iter().map(|(group, head)| {
             let place = Place {
                 before: head.clone(),
@@ -132,13 +146,44 @@ impl Read {
             };
             (group, place)
         });
-        let of = |place: &usize| senders.get(*place).copied();
         Ok(Self {
             heads: heads.collect(),
-            senders: sent_by.iter().filter_map(of).collect(),
+            senders: members
+                .places
+                .iter()
+                .zip(&devices.places)
+                .filter_map(sender)
+                .collect(),
             priors: priors.into_iter().collect(),
             now,
         })
+    }
+}
+
+/// A list without repetitions, and where each thing that was put stands in it.
+struct Distinct<T> {
+    items: Vec<T>,
+    known: HashMap<T, usize>,
+    places: Vec<usize>,
+}
+
+impl<T> Default for Distinct<T> {
+    fn default() -> Self {
+        Self {
+            items: Vec::new(),
+            known: HashMap::new(),
+            places: Vec::new(),
+        }
+    }
+}
+
+impl<T: Copy + Eq + Hash> Distinct<T> {
+    fn put(&mut self, item: T) {
+        let place = *self.known.entry(item).or_insert_with(|| {
+            self.items.push(item);
+            self.items.len() - 1
+        });
+        self.places.push(place);
     }
 }
 
@@ -154,7 +199,7 @@ struct Batch<'m> {
 impl<'m> Batch<'m> {
     async fn decide(
         &mut self,
-        tx: &Transaction<'_>,
+        client: &Object,
         message: &'m Message,
         (sender, prior, now): (Option<&Sender>, Option<&Prior>, i64),
         wait: Wait,
@@ -167,7 +212,7 @@ impl<'m> Batch<'m> {
         let Some(place) = self.places.get_mut(&send.group) else {
             return Ok(match wait {
                 Wait::PassOver => Outcome::PassedOver,
-                Wait::ForLock => Outcome::Answer(Err(Error::no_group())),
+                Wait::Briefly(_) | Wait::ForLock => Outcome::Answer(Err(Error::no_group())),
             });
         };
         let key = (send.group.as_slice(), send.message_id);
@@ -179,7 +224,7 @@ impl<'m> Batch<'m> {
         };
         let named = match self.named.get(&(key.0, send.epoch_seq)) {
             Some(named) => *named,
-            None => named_epoch(tx, &send.group, &group.head, send.epoch_seq).await?,
+            None => named_epoch(client, &send.group, &group.head, send.epoch_seq).await?,
         };
         self.named.insert((key.0, send.epoch_seq), named);
         let append = match group.decide(&command(message.sender, send, named), now) {
@@ -218,8 +263,8 @@ impl<'m> Batch<'m> {
         Ok(Outcome::Answer(Ok(answer)))
     }
 
-    /// One insert, one update; returns the groups that moved.
-    async fn write(self, tx: &Transaction<'_>) -> TxResult<Vec<(Vec<u8>, u64)>> {
+    /// One statement and the COMMIT; returns the groups that moved.
+    async fn write(self, tx: &Pipeline) -> TxResult<Vec<(Vec<u8>, u64)>> {
         if self.rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -236,20 +281,19 @@ impl<'m> Batch<'m> {
                 after: &place.now,
             })
             .collect();
-        let (inserted, advanced) = futures_util::future::try_join(
-            store::log::append_many(tx, &self.rows),
-            store::groups::advance_many(tx, &moves),
-        )
-        .await?;
-        if inserted != self.rows.len() as u64 || advanced != moves.len() as u64 {
-            return Err(TxError::Rejected(Error::Corrupt(
-                "a head moved under the lock",
-            )));
+        let client = tx.client();
+        let append = AppendMany::prepare(client).await?;
+        let settled = moved
+            .iter()
+            .filter(|(_, place)| place.now.settled_seq > place.before.settled_seq);
+        for (group, place) in settled {
+            store::groups::forget_committers(client, group, place.now.settled_seq).await?;
         }
-        for (group, place) in &moved {
-            if place.now.settled_seq > place.before.settled_seq {
-                store::groups::forget_committers(tx, group, place.now.settled_seq).await?;
-            }
+        let (appended, ()) = try_join(append.run(client, &moves, &self.rows), tx.commit()).await?;
+        if appended != self.rows.len() as u64 {
+            return Err(TxError::Rejected(Error::Corrupt(
+                "fewer entries than were accepted",
+            )));
         }
         Ok(moved
             .into_iter()

@@ -1,10 +1,10 @@
 //! What the service knows of a device: its user, and whether it was revoked.
 
 use service_kit::db::{GenericClient, Transaction};
-use tokio_postgres::Error;
+use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{columns, device_key, signed, unsigned};
+use super::{columns, device_key, place_of, signed, unsigned};
 use crate::group::DeviceKey;
 
 /// One known device.
@@ -84,7 +84,7 @@ pub struct Standing {
 }
 
 /// A device that was revoked before it ever called has no user.
-pub(super) fn known_user(user: Option<Uuid>) -> Option<Uuid> {
+fn known_user(user: Option<Uuid>) -> Option<Uuid> {
     user.filter(|user| !user.is_nil())
 }
 
@@ -108,6 +108,41 @@ pub async fn standing<C: GenericClient>(
         revoked: row.get(1),
         suspended: row.get(2),
     })
+}
+
+/// [`standing`] of several devices: prepared, so that it can follow a lock in the same round trip.
+#[derive(Debug)]
+pub struct Standings(Statement);
+
+impl Standings {
+    /// Gets the statement ready.
+    pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
+        let sql = "/* devices::standings */ SELECT q.n, v.user_id, coalesce(v.revoked, false), \
+                   EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, q.user_id)) \
+                   FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS q(domain_id, device_id, user_id, n) \
+                   LEFT JOIN LATERAL (SELECT * FROM devices v WHERE v.device_id = q.device_id AND v.domain_id = q.domain_id OFFSET 0) v ON true";
+        Ok(Self(client.prepare_cached(sql).await?))
+    }
+
+    /// For each device and its user how it stands; what is not named is not known.
+    pub async fn run<C: GenericClient>(
+        &self,
+        client: &C,
+        devices: &[(DeviceKey, Uuid)],
+    ) -> Result<Vec<(usize, Standing)>, Error> {
+        let (keys, users): (Vec<DeviceKey>, Vec<Uuid>) = devices.iter().copied().unzip();
+        let (domains, ids) = columns(&keys);
+        let rows = client.query(&self.0, &[&domains, &ids, &users]).await?;
+        let standing = |row: &Row| Standing {
+            user: known_user(row.get(1)),
+            revoked: row.get(2),
+            suspended: row.get(3),
+        };
+        Ok(rows
+            .iter()
+            .map(|row| (place_of(row), standing(row)))
+            .collect())
+    }
 }
 
 /// An Authentication Service as last seen.

@@ -125,20 +125,21 @@ pub async fn lock(tx: &Transaction<'_>, group: &[u8]) -> Result<Option<Head>, Er
         .map(head_of))
 }
 
-/// Locks the heads of several groups, in id order: prepared, so that what is read after it can follow in the same round trip.
+/// Locks the heads of several groups: prepared, so that what is read after it can follow in the same round trip.
 #[derive(Debug)]
 pub struct LockMany(Statement);
 
 impl LockMany {
     /// Gets the statement ready; it waits for heads that somebody else holds, or passes them over.
-    pub async fn prepare(tx: &Transaction<'_>, pass_over: bool) -> Result<Self, Error> {
+    pub async fn prepare<C: GenericClient>(client: &C, pass_over: bool) -> Result<Self, Error> {
         macro_rules! lock {
             ($end:literal) => {
                 concat!(
                     "/* groups::lock_many */ SELECT ",
                     head_columns!(),
-                    ", group_id FROM group_heads WHERE group_id = ANY($1) ORDER BY group_id FOR NO KEY UPDATE",
-                    $end
+                    ", group_id FROM unnest($1::bytea[]) AS q(id), LATERAL (SELECT * FROM group_heads WHERE group_id = q.id FOR NO KEY UPDATE",
+                    $end,
+                    ") h"
                 )
             };
         }
@@ -147,16 +148,16 @@ impl LockMany {
         } else {
             lock!("")
         };
-        Ok(Self(tx.prepare_cached(sql).await?))
+        Ok(Self(client.prepare_cached(sql).await?))
     }
 
-    /// The heads that are locked now.
-    pub async fn run(
+    /// The heads that are locked now. They are locked in the order in which they are named: let that be the order of their ids.
+    pub async fn run<C: GenericClient>(
         &self,
-        tx: &Transaction<'_>,
+        client: &C,
         groups: &[&[u8]],
     ) -> Result<Vec<(Vec<u8>, Head)>, Error> {
-        let rows = tx.query(&self.0, &[&groups]).await?;
+        let rows = client.query(&self.0, &[&groups]).await?;
         let heads = rows.iter().map(|row| (row.get("group_id"), head_of(row)));
         Ok(heads.collect())
     }
@@ -321,36 +322,9 @@ pub struct HeadMove<'a> {
     pub after: &'a Head,
 }
 
-/// [`advance`] for several groups to which nothing but messages came. Returns the rows changed: one for each, or a lock was not held.
-pub async fn advance_many(tx: &Transaction<'_>, moves: &[HeadMove<'_>]) -> Result<u64, Error> {
-    let sql = "/* groups::advance_many */ UPDATE group_heads h SET head_seq = n.head_seq, settled_seq = n.settled_seq, chain = n.chain, \
-               last_at = 'epoch'::timestamptz + n.last_at * interval '1 microsecond', \
-               committer_domain = CASE WHEN n.settles THEN NULL ELSE h.committer_domain END, \
-               committer_device = CASE WHEN n.settles THEN NULL ELSE h.committer_device END, \
-               committer_user = CASE WHEN n.settles THEN NULL ELSE h.committer_user END, \
-               confirm_by = CASE WHEN n.settles THEN 0 ELSE h.confirm_by END \
-               FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::float8[], $7::boolean[]) \
-               AS n(group_id, before, head_seq, settled_seq, chain, last_at, settles) \
-               WHERE h.group_id = n.group_id AND h.head_seq = n.before";
-    let groups: Vec<&[u8]> = moves.iter().map(|m| m.group).collect();
-    let befores: Vec<i64> = moves.iter().map(|m| signed(m.before.seq)).collect();
-    let seqs: Vec<i64> = moves.iter().map(|m| signed(m.after.seq)).collect();
-    let settled: Vec<i64> = moves.iter().map(|m| signed(m.after.settled_seq)).collect();
-    let chains: Vec<&[u8]> = moves.iter().map(|m| m.after.chain.as_slice()).collect();
-    let times: Vec<f64> = moves.iter().map(|m| m.after.last_at as f64).collect();
-    let settles: Vec<bool> = moves.iter().map(|m| m.after.committer.is_none()).collect();
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[
-            &groups, &befores, &seqs, &settled, &chains, &times, &settles,
-        ],
-    )
-    .await
-}
-
 /// Settled epochs need no committer any more, and nothing takes them back.
-pub async fn forget_committers(
-    tx: &Transaction<'_>,
+pub async fn forget_committers<C: GenericClient>(
+    tx: &C,
     group: &[u8],
     settled_seq: u64,
 ) -> Result<u64, Error> {

@@ -4,6 +4,7 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
+use super::groups::HeadMove;
 use super::{hash32, place_of, signed, unsigned};
 use crate::group::{DeviceKey, Prior};
 
@@ -64,7 +65,7 @@ pub async fn append(tx: &Transaction<'_>, group: &[u8], entry: &Entry) -> Result
 pub struct EntryRow<'a> {
     /// Whose log.
     pub group: &'a [u8],
-    /// Head + 1.
+    /// The seq before + 1.
     pub seq: u64,
     /// Epoch number of the framing.
     pub epoch: u64,
@@ -101,39 +102,83 @@ impl EntryRow<'_> {
     }
 }
 
-/// Appends entries of several groups under their locks. Returns the rows written.
-pub async fn append_many(tx: &Transaction<'_>, rows: &[EntryRow<'_>]) -> Result<u64, Error> {
-    let sql = "/* log::append_many */ INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
-               SELECT r.group_id, r.seq, r.epoch, r.epoch_seq, r.kind, r.message_id, 'epoch'::timestamptz + r.accepted_at * interval '1 microsecond', \
-               r.content_hash, r.chain, r.payload \
-               FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[], $6::uuid[], $7::float8[], $8::bytea[], $9::bytea[], $10::bytea[]) \
-               AS r(group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload)";
-    let groups: Vec<&[u8]> = rows.iter().map(|row| row.group).collect();
-    let seqs: Vec<i64> = rows.iter().map(|row| signed(row.seq)).collect();
-    let epochs: Vec<i64> = rows.iter().map(|row| signed(row.epoch)).collect();
-    let epoch_seqs: Vec<i64> = rows.iter().map(|row| signed(row.epoch_seq)).collect();
-    let kinds: Vec<i16> = rows.iter().map(|row| row.kind).collect();
-    let ids: Vec<Uuid> = rows.iter().map(|row| row.message_id).collect();
-    let times: Vec<f64> = rows.iter().map(|row| row.accepted_at as f64).collect();
-    let hashes: Vec<&[u8]> = rows.iter().map(|row| row.content_hash.as_slice()).collect();
-    let chains: Vec<&[u8]> = rows.iter().map(|row| row.chain.as_slice()).collect();
-    let payloads: Vec<&[u8]> = rows.iter().map(|row| row.payload).collect();
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[
-            &groups,
-            &seqs,
-            &epochs,
-            &epoch_seqs,
-            &kinds,
-            &ids,
-            &times,
-            &hashes,
-            &chains,
-            &payloads,
-        ],
-    )
-    .await
+/// Moves the heads of several groups and appends what comes behind them, under their locks: prepared, so that the COMMIT can follow in the same round trip.
+#[derive(Debug)]
+pub struct AppendMany(Statement);
+
+impl AppendMany {
+    /// Gets the statement ready. It fails unless every head moves from where it was read.
+    pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
+        // A division by zero ends the transaction, COMMIT or not: an entry without its head, or a head without its entries, must never be.
+        let sql = "/* log::append_many */ WITH moved AS (\
+                   UPDATE group_heads h SET head_seq = n.head_seq, settled_seq = n.settled_seq, chain = n.chain, \
+                   last_at = 'epoch'::timestamptz + n.last_at * interval '1 microsecond', \
+                   committer_domain = CASE WHEN n.settles THEN NULL ELSE h.committer_domain END, \
+                   committer_device = CASE WHEN n.settles THEN NULL ELSE h.committer_device END, \
+                   committer_user = CASE WHEN n.settles THEN NULL ELSE h.committer_user END, \
+                   confirm_by = CASE WHEN n.settles THEN 0 ELSE h.confirm_by END \
+                   FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::float8[], $7::boolean[]) \
+                   AS n(group_id, before, head_seq, settled_seq, chain, last_at, settles) \
+                   WHERE h.group_id = n.group_id AND h.head_seq = n.before RETURNING 1) \
+                   INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
+                   SELECT r.group_id, r.seq, r.epoch, r.epoch_seq, r.kind, r.message_id, 'epoch'::timestamptz + r.accepted_at * interval '1 microsecond', \
+                   r.content_hash, r.chain, r.payload \
+                   FROM unnest($8::bytea[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[], $13::uuid[], $14::float8[], $15::bytea[], $16::bytea[], $17::bytea[]) \
+                   AS r(group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
+                   WHERE (SELECT 1 / (count(*) = $18)::int FROM moved) = 1";
+        Ok(Self(client.prepare_cached(sql).await?))
+    }
+
+    /// Returns the rows written.
+    pub async fn run<C: GenericClient>(
+        &self,
+        client: &C,
+        moves: &[HeadMove<'_>],
+        rows: &[EntryRow<'_>],
+    ) -> Result<u64, Error> {
+        let groups: Vec<&[u8]> = moves.iter().map(|m| m.group).collect();
+        let befores: Vec<i64> = moves.iter().map(|m| signed(m.before.seq)).collect();
+        let heads: Vec<i64> = moves.iter().map(|m| signed(m.after.seq)).collect();
+        let settled: Vec<i64> = moves.iter().map(|m| signed(m.after.settled_seq)).collect();
+        let last_chains: Vec<&[u8]> = moves.iter().map(|m| m.after.chain.as_slice()).collect();
+        let last_times: Vec<f64> = moves.iter().map(|m| m.after.last_at as f64).collect();
+        let settles: Vec<bool> = moves.iter().map(|m| m.after.committer.is_none()).collect();
+        let logs: Vec<&[u8]> = rows.iter().map(|row| row.group).collect();
+        let seqs: Vec<i64> = rows.iter().map(|row| signed(row.seq)).collect();
+        let epochs: Vec<i64> = rows.iter().map(|row| signed(row.epoch)).collect();
+        let epoch_seqs: Vec<i64> = rows.iter().map(|row| signed(row.epoch_seq)).collect();
+        let kinds: Vec<i16> = rows.iter().map(|row| row.kind).collect();
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.message_id).collect();
+        let times: Vec<f64> = rows.iter().map(|row| row.accepted_at as f64).collect();
+        let hashes: Vec<&[u8]> = rows.iter().map(|row| row.content_hash.as_slice()).collect();
+        let chains: Vec<&[u8]> = rows.iter().map(|row| row.chain.as_slice()).collect();
+        let payloads: Vec<&[u8]> = rows.iter().map(|row| row.payload).collect();
+        client
+            .execute(
+                &self.0,
+                &[
+                    &groups,
+                    &befores,
+                    &heads,
+                    &settled,
+                    &last_chains,
+                    &last_times,
+                    &settles,
+                    &logs,
+                    &seqs,
+                    &epochs,
+                    &epoch_seqs,
+                    &kinds,
+                    &ids,
+                    &times,
+                    &hashes,
+                    &chains,
+                    &payloads,
+                    &signed(moves.len() as u64),
+                ],
+            )
+            .await
+    }
 }
 
 /// What is known of an entry besides its payload, and whether a device may read it; the entry is `l`, the device named by the two arguments.
@@ -201,27 +246,27 @@ pub struct Priors(Statement);
 
 impl Priors {
     /// Gets the statement ready.
-    pub async fn prepare(tx: &Transaction<'_>) -> Result<Self, Error> {
+    pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
         let sql = concat!(
             "/* log::priors */ SELECT q.n, p.* FROM unnest($1::bytea[], $2::uuid[], $3::smallint[], $4::uuid[]) WITH ORDINALITY \
              AS q(group_id, message_id, domain_id, device_id, n) CROSS JOIN LATERAL (SELECT ",
             prior_columns!("q.domain_id", "q.device_id"),
             " FROM log l WHERE l.group_id = q.group_id AND l.message_id = q.message_id OFFSET 0) p"
         );
-        Ok(Self(tx.prepare_cached(sql).await?))
+        Ok(Self(client.prepare_cached(sql).await?))
     }
 
     /// Entries that were found, each with the place of its query.
-    pub async fn run(
+    pub async fn run<C: GenericClient>(
         &self,
-        tx: &Transaction<'_>,
+        client: &C,
         queries: &[PriorQuery<'_>],
     ) -> Result<Vec<(usize, Prior)>, Error> {
         let groups: Vec<&[u8]> = queries.iter().map(|q| q.group).collect();
         let ids: Vec<Uuid> = queries.iter().map(|q| q.message_id).collect();
         let domains: Vec<i16> = queries.iter().map(|q| q.reader.domain).collect();
         let devices: Vec<Uuid> = queries.iter().map(|q| q.reader.device).collect();
-        let rows = tx
+        let rows = client
             .query(&self.0, &[&groups, &ids, &domains, &devices])
             .await?;
         let found = rows.iter().map(|row| (place_of(row), prior_of(row)));

@@ -219,8 +219,8 @@ pub async fn insert_void(
 }
 
 /// The VOID entry that took back the epoch that the Commit at `epoch_seq` began.
-pub async fn voided_by(
-    tx: &Transaction<'_>,
+pub async fn voided_by<C: GenericClient>(
+    tx: &C,
     group: &[u8],
     epoch_seq: u64,
 ) -> Result<Option<u64>, Error> {

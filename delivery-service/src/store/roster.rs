@@ -4,11 +4,7 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{
-    columns, device_key,
-    devices::{Standing, known_user},
-    signed, unsigned,
-};
+use super::{columns, device_key, place_of, signed, unsigned};
 use crate::group::{DeviceKey, Membership};
 
 /// A closed or open interval in which a device may read.
@@ -125,78 +121,48 @@ pub async fn reading<C: GenericClient>(
     })
 }
 
-/// Which sender of a batch is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SenderQuery<'a> {
-    /// Where it sends.
-    pub group: &'a [u8],
-    /// Who sends.
-    pub device: DeviceKey,
-    /// Its user, as it says.
-    pub user: Uuid,
-}
-
-/// What a decision needs to know of a sender.
-#[derive(Debug, Clone, Copy)]
-pub struct Sender {
-    /// Its open membership.
-    pub membership: Option<Membership>,
-    /// How it stands with its Authentication Service.
-    pub standing: Standing,
-}
-
-/// Looks up several senders: prepared, so that it can follow a lock in the same round trip.
+/// Looks up open memberships of several groups: prepared, so that it can follow a lock in the same round trip.
 #[derive(Debug)]
-pub struct Senders(Statement);
+pub struct Memberships(Statement);
 
-impl Senders {
+impl Memberships {
     /// Gets the statement ready.
-    pub async fn prepare(tx: &Transaction<'_>) -> Result<Self, Error> {
-        let sql = "/* roster::senders */ SELECT m.user_id AS member_user, m.joined_seq, m.barred_seq, v.user_id, coalesce(v.revoked, false), \
-                   EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, q.user_id)), \
-                   (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
-                   FROM unnest($1::bytea[], $2::smallint[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS q(group_id, domain_id, device_id, user_id, n) \
+    pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
+        let sql = "/* roster::memberships */ SELECT q.n, m.user_id, m.joined_seq, m.barred_seq, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
+                   FROM unnest($1::bytea[], $2::smallint[], $3::uuid[]) WITH ORDINALITY AS q(group_id, domain_id, device_id, n) \
                    LEFT JOIN LATERAL (SELECT * FROM members m WHERE m.group_id = q.group_id AND m.device_id = q.device_id \
-                                      AND m.domain_id = q.domain_id AND m.removed_seq IS NULL OFFSET 0) m ON true \
-                   LEFT JOIN LATERAL (SELECT * FROM devices v WHERE v.device_id = q.device_id AND v.domain_id = q.domain_id OFFSET 0) v ON true \
-                   ORDER BY q.n";
-        Ok(Self(tx.prepare_cached(sql).await?))
+                                      AND m.domain_id = q.domain_id AND m.removed_seq IS NULL OFFSET 0) m ON true";
+        Ok(Self(client.prepare_cached(sql).await?))
     }
 
-    /// For each query its sender, in order, and the database's time in Unix microseconds (0 if nothing was asked).
-    pub async fn run(
+    /// For each group and device the membership, in the same order, and the database's time in Unix microseconds (0 if nothing was asked).
+    pub async fn run<C: GenericClient>(
         &self,
-        tx: &Transaction<'_>,
-        queries: &[SenderQuery<'_>],
-    ) -> Result<(Vec<Sender>, i64), Error> {
-        let groups: Vec<&[u8]> = queries.iter().map(|q| q.group).collect();
-        let (domains, devices): (Vec<i16>, Vec<Uuid>) = queries
-            .iter()
-            .map(|q| (q.device.domain, q.device.device))
-            .unzip();
-        let users: Vec<Uuid> = queries.iter().map(|q| q.user).collect();
-        let rows = tx
-            .query(&self.0, &[&groups, &domains, &devices, &users])
-            .await?;
-        let now = rows.iter().map(|row| row.get(6)).max().unwrap_or(0);
-        Ok((rows.iter().map(sender_of).collect(), now))
+        client: &C,
+        queries: &[(&[u8], DeviceKey)],
+    ) -> Result<(Vec<Option<Membership>>, i64), Error> {
+        let groups: Vec<&[u8]> = queries.iter().map(|(group, _)| *group).collect();
+        let devices: Vec<DeviceKey> = queries.iter().map(|(_, device)| *device).collect();
+        let (domains, ids) = columns(&devices);
+        let rows = client.query(&self.0, &[&groups, &domains, &ids]).await?;
+        let now = rows.iter().map(|row| row.get(4)).max().unwrap_or(0);
+        let mut memberships = vec![None; queries.len()];
+        for row in &rows {
+            if let Some(place) = memberships.get_mut(place_of(row)) {
+                *place = membership_of(row);
+            }
+        }
+        Ok((memberships, now))
     }
 }
 
-fn sender_of(row: &Row) -> Sender {
-    let member: Option<Uuid> = row.get(0);
-    Sender {
-        membership: member.map(|user| Membership {
-            user,
-            joined_seq: unsigned(row.get(1)),
-            barred_seq: row.get::<_, Option<i64>>(2).map(unsigned),
-        }),
-        standing: Standing {
-            user: known_user(row.get(3)),
-            revoked: row.get(4),
-            suspended: row.get(5),
-        },
-    }
+fn membership_of(row: &Row) -> Option<Membership> {
+    let user: Option<Uuid> = row.get("user_id");
+    Some(Membership {
+        user: user?,
+        joined_seq: unsigned(row.get("joined_seq")),
+        barred_seq: row.get::<_, Option<i64>>("barred_seq").map(unsigned),
+    })
 }
 
 /// The roster as of a seq, in the order of the ids.

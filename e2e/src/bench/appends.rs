@@ -44,12 +44,27 @@ pub async fn measure(
         count: SOME_GROUPS,
     };
     ground.populate(some, &ground.people).await?;
-    alone(ground, some, options, table).await?;
-    let some_rate = crowd(ground, some, options, table).await?;
-    hot(ground, options, some_rate, table).await?;
-    wide(ground, options, table).await?;
-    sizes(ground, options, table).await?;
-    two_nodes(ground, some, options, some_rate, table).await
+    let wanted = |part: &str| part.contains(&options.only);
+    if wanted("alone") {
+        alone(ground, some, options, table).await?;
+    }
+    let mut some_rate = None;
+    if wanted("crowd") {
+        some_rate = Some(crowd(ground, some, options, table).await?);
+    }
+    if wanted("hot") {
+        hot(ground, options, some_rate, table).await?;
+    }
+    if wanted("wide") {
+        wide(ground, options, table).await?;
+    }
+    if wanted("sizes") {
+        sizes(ground, options, table).await?;
+    }
+    if wanted("nodes") {
+        two_nodes(ground, some, options, table).await?;
+    }
+    Ok(())
 }
 
 /// One message after the other, with nobody else there.
@@ -126,7 +141,7 @@ async fn crowd(
 async fn hot(
     ground: &Ground,
     options: &Options,
-    some_rate: f64,
+    some_rate: Option<f64>,
     table: &mut Table<'_>,
 ) -> anyhow::Result<()> {
     let hot = Groups {
@@ -145,13 +160,15 @@ async fn hot(
         singles,
         Target::AtLeast(10.0),
     );
-    table.aim(
-        "appends/s, one hot group, by 1,000 groups",
-        rate,
-        "1/s",
-        some_rate,
-        Target::AtLeast(0.8),
-    );
+    if let Some(some_rate) = some_rate {
+        table.aim(
+            "appends/s, one hot group, by 1,000 groups",
+            rate,
+            "1/s",
+            some_rate,
+            Target::AtLeast(0.8),
+        );
+    }
     Ok(())
 }
 
@@ -228,12 +245,13 @@ async fn two_nodes(
     ground: &mut Ground,
     groups: Groups,
     options: &Options,
-    one_node: f64,
     table: &mut Table<'_>,
 ) -> anyhow::Result<()> {
-    ground.add_node().await?;
     ground.checkpoint().await?;
     let mut load = load(groups, options);
+    let one_node = load::appends(ground, &load).await?;
+    ground.add_node().await?;
+    ground.checkpoint().await?;
     load.nodes = 2;
     let rate = load::appends(ground, &load).await?;
     table.compare(

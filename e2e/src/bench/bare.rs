@@ -1,6 +1,7 @@
 //! The baselines: the same rows in the same tables, by plain SQL. Nothing is locked first, read, decided or answered.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     sync::{
         Arc,
@@ -9,15 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use delivery_service::{
     group::{ExternalJoin, Head},
     store::{
-        groups::{HeadMove, advance_many},
-        log::{EntryRow, append_many},
+        groups::HeadMove,
+        log::{AppendMany, EntryRow},
     },
 };
-use service_kit::db::{Db, TxError};
+use service_kit::db::Db;
 use uuid::Uuid;
 
 use super::{
@@ -34,7 +35,7 @@ const WARM: Duration = Duration::from_secs(1);
 /// `EntryKind` of an application message.
 const APPLICATION: i16 = 4;
 
-/// Rows each second in batches of 100: one insert, one update of the heads, COMMIT. Each connection has groups of its own.
+/// Rows each second in batches of 100, inserted and with their heads in one statement. Each connection has groups of its own.
 ///
 /// # Errors
 /// The database.
@@ -56,7 +57,7 @@ pub async fn batches(ground: &Ground, groups: Groups, measured: Duration) -> any
                 ));
             }
             loop {
-                heads = batch(&db, heads).await?;
+                batch(&db, &mut heads).await?;
                 written.fetch_add(u64::from(BATCH), Ordering::Relaxed);
             }
         }
@@ -64,59 +65,50 @@ pub async fn batches(ground: &Ground, groups: Groups, measured: Duration) -> any
     rate(ground, work, measured).await
 }
 
-/// Writes one batch at random places; returns the heads after it.
-async fn batch(db: &Db, heads: Vec<(Vec<u8>, Head)>) -> anyhow::Result<Vec<(Vec<u8>, Head)>> {
-    let mut after = heads.clone();
-    let mut places = Vec::new();
+/// Writes one batch at random places, in one statement that is its own transaction.
+async fn batch(db: &Db, heads: &mut [(Vec<u8>, Head)]) -> anyhow::Result<()> {
+    let mut after: BTreeMap<usize, Head> = BTreeMap::new();
     let rows: Vec<(usize, u64, Uuid, Vec<u8>)> = (0..BATCH)
         .map(|_| {
-            let place = fastrand::usize(0..after.len());
-            let (group, head) = &mut after[place];
+            let place = fastrand::usize(0..heads.len());
+            let (group, before) = &heads[place];
+            let head = after.entry(place).or_insert_with(|| before.clone());
             head.seq += 1;
             let id = Uuid::new_v4();
-            places.push(place);
             (place, head.seq, id, load::message(group, id))
         })
         .collect();
-    places.sort_unstable();
-    places.dedup();
-    let written = Arc::new((heads, after, places, rows));
-    let shared = written.clone();
-    db.run_tx("bench", move |tx| {
-        let work = shared.clone();
-        Box::pin(async move {
-            let (before, after, places, rows) = &*work;
-            let rows: Vec<EntryRow<'_>> = rows
-                .iter()
-                .map(|(place, seq, id, payload)| EntryRow {
-                    group: &after[*place].0,
-                    seq: *seq,
-                    epoch: 0,
-                    epoch_seq: 0,
-                    kind: APPLICATION,
-                    message_id: *id,
-                    accepted_at: 0,
-                    content_hash: [0; 32],
-                    chain: [0; 32],
-                    payload,
-                })
-                .collect();
-            let moves: Vec<HeadMove<'_>> = places
-                .iter()
-                .map(|place| HeadMove {
-                    group: &after[*place].0,
-                    before: &before[*place].1,
-                    after: &after[*place].1,
-                })
-                .collect();
-            futures_util::future::try_join(append_many(tx, &rows), advance_many(tx, &moves))
-                .await?;
-            Ok::<_, TxError<Infallible>>(())
+    let entries: Vec<EntryRow<'_>> = rows
+        .iter()
+        .map(|(place, seq, id, payload)| EntryRow {
+            group: &heads[*place].0,
+            seq: *seq,
+            epoch: 0,
+            epoch_seq: 0,
+            kind: APPLICATION,
+            message_id: *id,
+            accepted_at: 0,
+            content_hash: [0; 32],
+            chain: [0; 32],
+            payload,
         })
-    })
-    .await
-    .map_err(|error| anyhow::anyhow!("{error:?}"))?;
-    Ok(written.1.clone())
+        .collect();
+    let moves: Vec<HeadMove<'_>> = after
+        .iter()
+        .map(|(place, after)| HeadMove {
+            group: &heads[*place].0,
+            before: &heads[*place].1,
+            after,
+        })
+        .collect();
+    let client = db.client().await?;
+    let statement = AppendMany::prepare(&client).await?;
+    let appended = statement.run(&client, &moves, &entries).await?;
+    ensure!(appended == u64::from(BATCH), "{appended} of {BATCH} rows");
+    for (place, head) in after {
+        heads[place].1 = head;
+    }
+    Ok(())
 }
 
 /// One message, its seq and its COMMIT in one statement.

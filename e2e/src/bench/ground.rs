@@ -20,7 +20,7 @@ use chancery_proto::{
 };
 use delivery_service::{group::DeviceKey, store};
 use prost::Message as _;
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, PKCS_ED25519};
 use service_kit::{
     db::{Db, PoolOptions, TxError},
     local_postgres::{Cluster, ClusterOptions, Profile, SUPERUSER},
@@ -120,7 +120,9 @@ impl Ground {
         tokio::task::block_in_place(|| migrate(programs, &cluster))?;
         let root_pem = folder.path().join("root.pem");
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        let root = CertificateParams::default().self_signed(&key)?;
+        let mut root = CertificateParams::default();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = root.self_signed(&key)?;
         let body = STANDARD.encode(root.der());
         std::fs::write(
             &root_pem,

@@ -25,6 +25,8 @@ use table::Table;
 /// How long, and how much.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Only parts whose name holds this.
+    pub only: String,
     /// Targets are relaxed by this factor.
     pub slack: f64,
     /// Each figure is measured for so long.
@@ -39,6 +41,7 @@ impl Options {
     /// What `docs/performance.md` is made with.
     pub fn whole() -> Self {
         Self {
+            only: String::new(),
             slack: 1.0,
             measured: Duration::from_secs(10),
             many_groups: 100_000,
@@ -49,6 +52,7 @@ impl Options {
     /// Short enough for every change: it guards against falling back, and measures nothing well.
     pub fn short() -> Self {
         Self {
+            only: String::new(),
             slack: 2.5,
             measured: Duration::from_secs(2),
             many_groups: 10_000,

@@ -18,16 +18,20 @@ struct Cli {
     /// Short, with less of everything: to see that it works.
     #[arg(long)]
     short: bool,
+    /// Only parts whose name holds this: alone, crowd, hot, wide, sizes, nodes.
+    #[arg(long, value_name = "PART", default_value = "")]
+    only: String,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    let options = if cli.short {
+    let mut options = if cli.short {
         Options::short()
     } else {
         Options::whole()
     };
+    options.only = cli.only;
     let programs = Programs::find()?;
     let mut out = std::io::stdout();
     let rows = bench::run(&programs, &options, |row| {

@@ -75,8 +75,8 @@ impl Broken {
                 "AND head_seq = $2",
                 "AND $2::bigint IS NOT NULL",
             ),
-            rule("groups::lock_many", " FOR NO KEY UPDATE SKIP LOCKED", ""),
-            rule("groups::advance_many", "AND h.head_seq = n.before", ""),
+            rule("groups::lock_many", " FOR NO KEY UPDATE) h", ") h"),
+            rule("log::append_many", "AND h.head_seq = n.before", ""),
         ];
         // The subquery sees what the statement's snapshot saw, which is older than the lock.
         const AT_ONCE: &[Rule] = &[

@@ -32,7 +32,6 @@ const DURABLE: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("synchronous_commit", "on"),
     ("full_page_writes", "on"),
-    ("wal_compression", "on"),
     ("checkpoint_timeout", "15min"),
     ("max_wal_size", "2GB"),
 ];
@@ -62,14 +61,21 @@ impl Profile {
     }
 }
 
+/// What compresses page images in the WAL best for its price; servers that were built without it, and those before 15, know only `on`.
+pub(super) const LZ4: &str = "wal_compression=lz4";
+
 /// All settings in the order in which the server reads them: a later one wins.
-pub(super) fn of(options: &ClusterOptions, run: &Path) -> Vec<(String, String)> {
+pub(super) fn of(options: &ClusterOptions, run: &Path, lz4: bool) -> Vec<(String, String)> {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let mut all: Vec<_> = COMMON
         .iter()
         .chain(options.profile.settings())
         .map(own)
         .collect();
+    if options.profile == Profile::Durable {
+        let how = if lz4 { "lz4" } else { "on" };
+        all.push(("wal_compression".to_owned(), how.to_owned()));
+    }
     all.push((
         "max_connections".to_owned(),
         options.max_connections.to_string(),
