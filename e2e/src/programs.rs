@@ -31,17 +31,25 @@ impl Programs {
     /// # Errors
     /// One is missing: build the workspace first.
     pub fn find() -> anyhow::Result<Self> {
+        Self::find_these(&[
+            "single-node",
+            "auth-service",
+            "delivery-service",
+            "client-cli",
+        ])
+    }
+
+    /// The same for some of them.
+    ///
+    /// # Errors
+    /// One is missing.
+    pub fn find_these(names: &[&str]) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let mut folder = own.parent().context("no folder")?.to_owned();
         if folder.ends_with("deps") {
             folder.pop();
         }
-        for name in [
-            "single-node",
-            "auth-service",
-            "delivery-service",
-            "client-cli",
-        ] {
+        for name in names {
             let path = folder.join(name);
             if !path.exists() {
                 bail!("{} is missing: cargo build --workspace", path.display());

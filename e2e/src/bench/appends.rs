@@ -18,7 +18,7 @@ const WINDOW: usize = 128;
 /// Connections of the baselines with one transaction for each message.
 const CONNECTIONS: [u32; 3] = [16, 32, 64];
 /// Rounds in which sizes of groups take turns: a machine is not equally fast all the time.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 6;
 
 fn load(groups: Groups, options: &Options) -> Load {
     Load {
@@ -75,7 +75,9 @@ async fn alone(
     table: &mut Table<'_>,
 ) -> anyhow::Result<()> {
     let calls = usize::try_from(options.measured.as_millis() / 4)?;
+    ground.fresh().await?;
     let base = bare::one_by_one(ground, groups, calls).await?;
+    ground.fresh().await?;
     let ours = load::one_by_one(ground, groups, calls).await?;
     let p50 = rank(&base, 0.5);
     table.aim(
@@ -101,9 +103,9 @@ async fn crowd(
     options: &Options,
     table: &mut Table<'_>,
 ) -> anyhow::Result<f64> {
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let batches = bare::batches(ground, groups, options.measured).await?;
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let before = ground.cpu()?;
     let rate = load::appends(ground, &load(groups, options)).await?;
     let after = ground.cpu()?;
@@ -121,9 +123,9 @@ async fn crowd(
         let micros = cpu.as_secs_f64() * 1e6 / messages;
         table.report(&format!("CPU of {name} for each message"), micros, "us");
     }
-    ground.checkpoint().await?;
     let mut best: f64 = 0.0;
     for connections in CONNECTIONS {
+        ground.fresh().await?;
         let measured = options.measured / 2;
         best = best.max(bare::singles(ground, groups, connections, measured).await?);
     }
@@ -149,9 +151,9 @@ async fn hot(
         count: 1,
     };
     ground.populate(hot, &ground.people).await?;
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let singles = bare::singles(ground, hot, 32, options.measured).await?;
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let rate = load::appends(ground, &load(hot, options)).await?;
     table.aim(
         "appends/s, one hot group, by single rows on 32 connections",
@@ -179,9 +181,9 @@ async fn wide(ground: &Ground, options: &Options, table: &mut Table<'_>) -> anyh
         count: options.many_groups,
     };
     ground.populate(many, &ground.people).await?;
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let batches = bare::batches(ground, many, options.measured).await?;
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let before = ground.wal_bytes().await?;
     let rate = load::appends(ground, &load(many, options)).await?;
     let written = ground.wal_bytes().await? - before;
@@ -212,8 +214,10 @@ async fn sizes(ground: &Ground, options: &Options, table: &mut Table<'_>) -> any
         ground.populate(one, &crowd).await?;
         groups.push((*members, one, Vec::new()));
     }
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     for _ in 0..ROUNDS {
+        // There and back: whatever grows meanwhile counts for all alike.
+        groups.reverse();
         for (_, one, rates) in &mut groups {
             let mut load = load(*one, options);
             load.measured = options.measured / 5;
@@ -225,6 +229,7 @@ async fn sizes(ground: &Ground, options: &Options, table: &mut Table<'_>) -> any
         sorted.sort_by(f64::total_cmp);
         1e6 / rank(&sorted, 0.5)
     };
+    groups.sort_by_key(|(members, ..)| *members);
     let base = groups
         .first()
         .map_or(f64::NAN, |(_, _, rates)| median(rates));
@@ -247,11 +252,11 @@ async fn two_nodes(
     options: &Options,
     table: &mut Table<'_>,
 ) -> anyhow::Result<()> {
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     let mut load = load(groups, options);
     let one_node = load::appends(ground, &load).await?;
     ground.add_node().await?;
-    ground.checkpoint().await?;
+    ground.fresh().await?;
     load.nodes = 2;
     let rate = load::appends(ground, &load).await?;
     table.compare(

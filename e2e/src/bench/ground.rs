@@ -285,14 +285,19 @@ impl Ground {
         Ok(())
     }
 
-    /// Every figure begins behind a checkpoint, with the same page images to write.
+    /// Every figure begins with an empty log, behind a checkpoint: with indexes of the same depth, and the same page images to write.
     ///
     /// # Errors
     /// The database.
-    pub async fn checkpoint(&self) -> anyhow::Result<()> {
+    pub async fn fresh(&self) -> anyhow::Result<()> {
         let db = self.database(1)?;
         let client = db.client().await?;
-        Ok(client.batch_execute("CHECKPOINT").await?)
+        let reset = "TRUNCATE log; UPDATE group_heads SET head_seq = 0, chain = decode(repeat('00', 32), 'hex') WHERE head_seq > 0";
+        client.batch_execute(reset).await?;
+        for sql in ["VACUUM FULL group_heads", "VACUUM ANALYZE", "CHECKPOINT"] {
+            client.batch_execute(sql).await?;
+        }
+        Ok(())
     }
 
     /// Octets of WAL that were written so far.
