@@ -79,19 +79,19 @@ async fn alone(
     let base = bare::one_by_one(ground, groups, calls).await?;
     ground.fresh().await?;
     let ours = load::one_by_one(ground, groups, calls).await?;
-    let p50 = rank(&base, 0.5);
+    let p50 = rank(&base, 50);
     table.aim(
         "one SendMessage alone, p50, by a bare row's p50",
-        rank(&ours, 0.5),
+        rank(&ours, 50),
         "us",
         p50,
         Target::AtMost(2.0),
     );
     table.compare(
         "one SendMessage alone, p99, by a bare row's p99",
-        rank(&ours, 0.99),
+        rank(&ours, 99),
         "us",
-        rank(&base, 0.99),
+        rank(&base, 99),
     );
     Ok(())
 }
@@ -227,7 +227,7 @@ async fn sizes(ground: &Ground, options: &Options, table: &mut Table<'_>) -> any
     let median = |rates: &[f64]| {
         let mut sorted = rates.to_vec();
         sorted.sort_by(f64::total_cmp);
-        1e6 / rank(&sorted, 0.5)
+        1e6 / rank(&sorted, 50)
     };
     groups.sort_by_key(|(members, ..)| *members);
     let base = groups

@@ -140,7 +140,7 @@ impl Ground {
             folder,
         };
         ground.domain = ground.remember(token_key.public_key_raw()).await?;
-        ground.people = ground.crowd(2)?;
+        ground.people = ground.crowd(2).await?;
         ground.add_node().await?;
         Ok(ground)
     }
@@ -148,10 +148,10 @@ impl Ground {
     /// People with good tokens.
     ///
     /// # Errors
-    /// A token cannot be signed.
-    pub fn crowd(&self, size: u32) -> anyhow::Result<Vec<Person>> {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        let now = i64::try_from(now.as_secs())?;
+    /// The database, or a token cannot be signed.
+    pub async fn crowd(&self, size: u32) -> anyhow::Result<Vec<Person>> {
+        let db = self.database(1)?;
+        let now = store::groups::now(&db.client().await?).await? / 1_000_000;
         let person = |_| {
             let (device, user) = (Uuid::new_v4(), Uuid::new_v4());
             let claims = AccessClaims {

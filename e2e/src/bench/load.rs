@@ -182,13 +182,9 @@ pub async fn one_by_one(ground: &Ground, groups: Groups, calls: usize) -> anyhow
     Ok(times)
 }
 
-/// A value of a sorted list by its rank from 0 to 1.
-pub fn rank(sorted: &[f64], rank: f64) -> f64 {
+/// A value of a sorted list by its rank in a hundred.
+pub fn rank(sorted: &[f64], percent: usize) -> f64 {
     let last = sorted.len().saturating_sub(1);
-    let index = (last as f64 * rank).round();
-    sorted
-        .iter()
-        .nth(index as usize)
-        .copied()
-        .unwrap_or(f64::NAN)
+    let index = (last * percent + 50) / 100;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
 }
