@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     group::{Append, Head},
     store,
-    store::log::Entry,
+    store::log::EntryRow,
 };
 
 /// What an entry holds besides its place.
@@ -23,14 +23,30 @@ pub(crate) struct Body<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-impl Body<'_> {
+impl<'a> Body<'a> {
     /// Of an entry that the service itself makes: its id is new each time, and nobody repeats it.
-    pub(crate) fn by_service(kind: EntryKind, payload: &[u8]) -> Body<'_> {
-        Body {
+    pub(crate) fn by_service(kind: EntryKind, payload: &'a [u8]) -> Self {
+        Self {
             kind,
             message_id: Uuid::new_v4(),
             content_hash: Sha256::digest(payload).into(),
             payload,
+        }
+    }
+
+    /// As a row of a group's log, at the place that was decided.
+    pub(crate) fn at(&self, group: &'a [u8], append: &Append, chain: [u8; 32]) -> EntryRow<'a> {
+        EntryRow {
+            group,
+            seq: append.seq,
+            epoch: append.epoch,
+            epoch_seq: append.epoch_seq,
+            kind: self.kind as i16,
+            message_id: self.message_id,
+            accepted_at: append.accepted_at,
+            content_hash: self.content_hash,
+            chain,
+            payload: self.payload,
         }
     }
 }
@@ -57,30 +73,16 @@ pub(crate) fn chain_after(
 }
 
 /// Writes the entry and the head after it; returns that head.
-pub(crate) async fn append_entry(
+pub(crate) async fn append_entry<'a>(
     tx: &Transaction<'_>,
-    group: &[u8],
+    group: &'a [u8],
     before: &Head,
     append: &Append,
-    body: Body<'_>,
+    body: Body<'a>,
 ) -> Result<Head, TxError<Error>> {
-    let kind = body.kind as i16;
     let chain = chain_after(group, before, append, &body);
-    let entry = Entry {
-        seq: append.seq,
-        epoch: append.epoch,
-        epoch_seq: append.epoch_seq,
-        kind,
-        message_id: body.message_id,
-        accepted_at: append.accepted_at,
-        content_hash: body.content_hash,
-        chain,
-        payload_bytes: body.payload.len() as u64,
-        payload: body.payload.to_vec(),
-        group_state_hash: None,
-        pruned: false,
-    };
-    store::log::append(tx, group, &entry).await?;
+    let row = body.at(group, append, chain);
+    store::log::append(tx, &row).await?;
     let head = Head {
         chain,
         last_at: append.accepted_at,

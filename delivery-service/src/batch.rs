@@ -291,6 +291,9 @@ impl Writer {
                 passed_over.iter().any(same)
             });
             passed_over.extend(behind);
+            if part.is_empty() {
+                continue;
+            }
             let mut written = self.try_write(&part, wait).await;
             if let (Wait::Briefly(_), Err(Error::Db(DbError::Busy))) = (wait, &written) {
                 written = self.try_write(&part, Wait::PassOver).await;
@@ -324,11 +327,10 @@ impl Writer {
 
     async fn try_write(&self, jobs: &[Job], wait: Wait) -> Result<Vec<Outcome>, Error> {
         let messages: Arc<[Arc<Message>]> = jobs.iter().map(|job| job.message.clone()).collect();
-        let shared = messages.clone();
         let written = self
             .db
             .run_pipeline("append", move |tx| {
-                let messages = shared.clone();
+                let messages = messages.clone();
                 Box::pin(async move { write::append(tx, &messages, wait).await })
             })
             .await

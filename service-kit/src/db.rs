@@ -252,6 +252,22 @@ fn alive() -> Hook {
 /// How often a transaction is tried when the server asks for a repeat.
 const TRIES: u32 = 4;
 
+/// What a try came to, unless it conflicted with another transaction and is to be made again; too often is busy.
+fn verdict<T, E>(
+    name: &'static str,
+    tried: u32,
+    done: Result<T, TxError<E>>,
+) -> Option<Result<T, TxError<E>>> {
+    match done {
+        Err(TxError::Db(DbError::Conflict)) if tried < TRIES => {
+            metrics::counter!("chancery_db_repeats_total", "tx" => name).increment(1);
+            None
+        }
+        Err(TxError::Db(DbError::Conflict)) => Some(Err(TxError::Db(DbError::Busy))),
+        done => Some(done),
+    }
+}
+
 impl Db {
     /// Prepares a pool; connections are made when they are needed.
     ///
@@ -304,17 +320,12 @@ impl Db {
     where
         F: for<'t> Fn(&'t Transaction<'t>) -> BoxFuture<'t, Result<T, TxError<E>>>,
     {
-        for _ in 1..TRIES {
-            match self.try_tx(&work).await {
-                Err(TxError::Db(DbError::Conflict)) => {
-                    metrics::counter!("chancery_db_repeats_total", "tx" => name).increment(1);
-                }
-                done => return done,
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            if let Some(done) = verdict(name, tried, self.try_tx(&work).await) {
+                return done;
             }
-        }
-        match self.try_tx(&work).await {
-            Err(TxError::Db(DbError::Conflict)) => Err(TxError::Db(DbError::Busy)),
-            done => done,
         }
     }
 
@@ -326,17 +337,13 @@ impl Db {
     where
         F: for<'t> Fn(&'t Pipeline) -> BoxFuture<'t, Result<T, TxError<E>>>,
     {
-        for _ in 1..TRIES {
-            match Pipeline::run(self.client().await.map_err(TxError::Db)?, &work).await {
-                Err(TxError::Db(DbError::Conflict)) => {
-                    metrics::counter!("chancery_db_repeats_total", "tx" => name).increment(1);
-                }
-                done => return done,
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let client = self.client().await.map_err(TxError::Db)?;
+            if let Some(done) = verdict(name, tried, Pipeline::run(client, &work).await) {
+                return done;
             }
-        }
-        match Pipeline::run(self.client().await.map_err(TxError::Db)?, &work).await {
-            Err(TxError::Db(DbError::Conflict)) => Err(TxError::Db(DbError::Busy)),
-            done => done,
         }
     }
 

@@ -400,7 +400,8 @@ impl Cluster {
         let copy = log.try_clone().map_err(io_error("cannot share the log"))?;
         let mut command = self.command(&self.binaries.postgres);
         command.arg("-D").arg(&self.data);
-        for (name, value) in settings::of(&self.options, &self.run, self.takes(settings::LZ4)) {
+        let lz4 = self.options.profile == Profile::Durable && self.takes(settings::LZ4);
+        for (name, value) in settings::of(&self.options, &self.run, lz4) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // A group of its own: Ctrl-C in a terminal must reach the services first, and PostgreSQL only through us.

@@ -1,6 +1,6 @@
 //! One batch in one transaction.
 //!
-//! Two round trips. The first carries BEGIN and three statements one after the other: the heads' lock, *then* what the decisions need. They are never
+//! Two round trips. The first carries BEGIN and four statements one after the other: the heads' lock, *then* what the decisions need. They are never
 //! one statement: each sees what was committed before it began, and what is read must not be older than the lock. The second carries what is written
 //! and COMMIT.
 
@@ -246,18 +246,7 @@ impl<'m> Batch<'m> {
             ..append.head.clone()
         };
         let answer = accepted(send, &append, &place.now);
-        let row = EntryRow {
-            group: &send.group,
-            seq: append.seq,
-            epoch: append.epoch,
-            epoch_seq: append.epoch_seq,
-            kind: body.kind as i16,
-            message_id: send.message_id,
-            accepted_at: append.accepted_at,
-            content_hash: send.content_hash,
-            chain,
-            payload: body.payload,
-        };
+        let row = body.at(&send.group, &append, chain);
         self.written.insert(key, row.as_prior());
         self.rows.push(row);
         Ok(Outcome::Answer(Ok(answer)))

@@ -83,6 +83,15 @@ pub struct Standing {
     pub suspended: bool,
 }
 
+impl Standing {
+    /// Of a device that never called, and of which nothing was said.
+    const UNKNOWN: Self = Self {
+        user: None,
+        revoked: false,
+        suspended: false,
+    };
+}
+
 /// A device that was revoked before it ever called has no user.
 fn known_user(user: Option<Uuid>) -> Option<Uuid> {
     user.filter(|user| !user.is_nil())
@@ -94,20 +103,12 @@ pub async fn standing<C: GenericClient>(
     key: DeviceKey,
     user: Uuid,
 ) -> Result<Standing, Error> {
-    let sql = "/* devices::standing */ SELECT v.user_id, coalesce(v.revoked, false), \
-               EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = $1 AND s.subject_id IN ($2, $3)) \
-               FROM (SELECT 1) AS one LEFT JOIN devices v ON v.domain_id = $1 AND v.device_id = $2";
-    let row = client
-        .query_one(
-            &client.prepare_cached(sql).await?,
-            &[&key.domain, &key.device, &user],
-        )
-        .await?;
-    Ok(Standing {
-        user: known_user(row.get(0)),
-        revoked: row.get(1),
-        suspended: row.get(2),
-    })
+    let found = Standings::prepare(client).await?;
+    let found = found.run(client, &[(key, user)]).await?;
+    // There is a row for each device that is asked for, known or not.
+    Ok(found
+        .first()
+        .map_or(Standing::UNKNOWN, |(_, standing)| *standing))
 }
 
 /// [`standing`] of several devices: prepared, so that it can follow a lock in the same round trip.

@@ -37,30 +37,7 @@ pub struct Entry {
     pub pruned: bool,
 }
 
-/// Appends one entry under the group's lock.
-pub async fn append(tx: &Transaction<'_>, group: &[u8], entry: &Entry) -> Result<(), Error> {
-    let sql = "/* log::append */ INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
-               VALUES ($1, $2, $3, $4, $5, $6, 'epoch'::timestamptz + $7 * interval '1 microsecond', $8, $9, $10)";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[
-            &group,
-            &signed(entry.seq),
-            &signed(entry.epoch),
-            &signed(entry.epoch_seq),
-            &entry.kind,
-            &entry.message_id,
-            &(entry.accepted_at as f64),
-            &entry.content_hash.as_slice(),
-            &entry.chain.as_slice(),
-            &entry.payload,
-        ],
-    )
-    .await?;
-    Ok(())
-}
-
-/// A new row, as a batch writes it.
+/// A new row.
 #[derive(Debug)]
 pub struct EntryRow<'a> {
     /// Whose log.
@@ -100,6 +77,29 @@ impl EntryRow<'_> {
             voided_by: None,
         }
     }
+}
+
+/// Appends one entry under the group's lock.
+pub async fn append(tx: &Transaction<'_>, entry: &EntryRow<'_>) -> Result<(), Error> {
+    let sql = "/* log::append */ INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
+               VALUES ($1, $2, $3, $4, $5, $6, 'epoch'::timestamptz + $7 * interval '1 microsecond', $8, $9, $10)";
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[
+            &entry.group,
+            &signed(entry.seq),
+            &signed(entry.epoch),
+            &signed(entry.epoch_seq),
+            &entry.kind,
+            &entry.message_id,
+            &(entry.accepted_at as f64),
+            &entry.content_hash.as_slice(),
+            &entry.chain.as_slice(),
+            &entry.payload,
+        ],
+    )
+    .await?;
+    Ok(())
 }
 
 /// Moves the heads of several groups and appends what comes behind them, under their locks: prepared, so that the COMMIT can follow in the same round trip.

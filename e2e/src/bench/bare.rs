@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{bail, ensure};
@@ -30,8 +30,6 @@ use super::{
 const BATCH: u32 = 100;
 /// Connections that write batches.
 const WRITERS: u32 = 4;
-/// Before the clock starts.
-const WARM: Duration = Duration::from_secs(1);
 /// `EntryKind` of an application message.
 const APPLICATION: i16 = 4;
 
@@ -157,16 +155,7 @@ pub async fn singles(
 /// The database.
 pub async fn one_by_one(ground: &Ground, groups: Groups, calls: usize) -> anyhow::Result<Vec<f64>> {
     let db = ground.database(1)?;
-    let mut times = Vec::with_capacity(calls);
-    for index in 0..calls + calls / 10 {
-        let began = Instant::now();
-        single(&db, groups).await?;
-        if index >= calls / 10 {
-            times.push(began.elapsed().as_secs_f64() * 1e6);
-        }
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
+    load::times(calls, async || single(&db, groups).await).await
 }
 
 /// Runs writers, each on a connection of its own, and counts what they write each second.
@@ -188,11 +177,7 @@ where
         while written.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
-        tokio::time::sleep(WARM).await;
-        let (from, began) = (written.load(Ordering::Relaxed), Instant::now());
-        tokio::time::sleep(measured).await;
-        let count = written.load(Ordering::Relaxed) - from;
-        count as f64 / began.elapsed().as_secs_f64()
+        load::each_second(&written, measured).await
     };
     tokio::select! {
         rate = measure => Ok(rate),

@@ -18,7 +18,7 @@ use chancery_proto::{
     delivery::v1::delivery_service_client::DeliveryServiceClient,
     token::{ACCESS_TOKEN_TYPE, AccessClaims, Confirmation, sign},
 };
-use delivery_service::{group::DeviceKey, store};
+use delivery_service::store;
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, PKCS_ED25519};
 use service_kit::{
@@ -308,14 +308,6 @@ impl Ground {
         let db = self.database(1)?;
         let sql = "/* bench::wal_bytes */ SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8";
         Ok(db.client().await?.query_one(sql, &[]).await?.get(0))
-    }
-
-    /// A person as the database knows it.
-    pub fn key(&self, person: &Person) -> DeviceKey {
-        DeviceKey {
-            domain: self.domain,
-            device: person.device,
-        }
     }
 
     /// The Authentication Service is down, and known from before. Returns the domain's number.

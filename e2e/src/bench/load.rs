@@ -107,20 +107,42 @@ pub async fn appends(ground: &Ground, load: &Load) -> anyhow::Result<f64> {
             acknowledged.clone(),
         ));
     }
-    let measure = async {
-        tokio::time::sleep(WARM).await;
-        let (from, began) = (acknowledged.load(Ordering::Relaxed), Instant::now());
-        tokio::time::sleep(load.measured).await;
-        let count = acknowledged.load(Ordering::Relaxed) - from;
-        count as f64 / began.elapsed().as_secs_f64()
-    };
     tokio::select! {
-        rate = measure => Ok(rate),
+        rate = each_second(&acknowledged, load.measured) => Ok(rate),
         Some(ended) = streams.join_next() => {
             ended??;
             bail!("a stream ended by itself")
         }
     }
+}
+
+/// How fast a count grows, once it is warm.
+pub async fn each_second(count: &AtomicU64, measured: Duration) -> f64 {
+    tokio::time::sleep(WARM).await;
+    let (from, began) = (count.load(Ordering::Relaxed), Instant::now());
+    tokio::time::sleep(measured).await;
+    (count.load(Ordering::Relaxed) - from) as f64 / began.elapsed().as_secs_f64()
+}
+
+/// How long each of `calls` took, one after the other, in microseconds, sorted. The first ones warm it up and do not count.
+///
+/// # Errors
+/// Whatever a call says.
+pub async fn times(
+    calls: usize,
+    mut call: impl AsyncFnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<f64>> {
+    let warm = calls / 10;
+    let mut times = Vec::with_capacity(calls);
+    for index in 0..calls + warm {
+        let began = Instant::now();
+        call().await?;
+        if index >= warm {
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
 }
 
 async fn stream(
@@ -167,19 +189,12 @@ fn accepted(answer: SendMessagesResponse) -> anyhow::Result<()> {
 pub async fn one_by_one(ground: &Ground, groups: Groups, calls: usize) -> anyhow::Result<Vec<f64>> {
     let mut client = ground.client(0).await?;
     let person = ground.people.first().context("nobody")?;
-    let mut times = Vec::with_capacity(calls);
-    for index in 0..calls + calls / 10 {
+    times(calls, async || {
         let group = groups.id(fastrand::u32(0..groups.count));
-        let request = by(person, request(group))?;
-        let began = Instant::now();
-        client.send_message(request).await?;
-        // The first ones warm it up.
-        if index >= calls / 10 {
-            times.push(began.elapsed().as_secs_f64() * 1e6);
-        }
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
+        client.send_message(by(person, request(group))?).await?;
+        Ok(())
+    })
+    .await
 }
 
 /// A value of a sorted list by its rank in a hundred.
