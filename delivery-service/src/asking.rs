@@ -77,7 +77,7 @@ async fn ask_removal(node: &Node, group: &[u8]) -> Result<(), DbError> {
     node.hub.request(
         group,
         *device,
-        Requested {
+        &Requested {
             group: Some(read::group_ref(node, group)),
             deadline_micros: until,
             what: Some(What::Remove(item)),
@@ -102,7 +102,7 @@ async fn ask_reports(node: &Node, group: &[u8], epoch_seq: u64) -> Result<(), Db
         node.hub.request(
             group,
             *device,
-            Requested {
+            &Requested {
                 group: Some(read::group_ref(node, group)),
                 deadline_micros: now.saturating_add(turn),
                 what: Some(What::Report(RequestedItem {

@@ -34,6 +34,30 @@ pub struct Config {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub head_poll_millis: u64,
+    /// Groups, and devices, that one poll looks at; a node that follows more takes several polls for all.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_HEAD_POLL_ITEMS",
+        default_value_t = 2_000,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub head_poll_items: u32,
+    /// Readers that fetch the news of followed groups, each of many groups at once.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_FOLLOWERS_ITEMS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub followers_items: u16,
+    /// Subscriptions that read what they missed at the same time; the others wait for their turn, so that live ones are not slowed down.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_CATCH_UP_ITEMS",
+        default_value_t = 4,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub catch_up_items: u16,
     /// Interval of the heartbeat on subscriptions.
     #[arg(
         long,

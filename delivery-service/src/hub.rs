@@ -1,4 +1,12 @@
-//! Wake-ups only. A wake-up carries no data and may be lost: one poll of the watched heads per node is correctness, a wake-up is latency.
+//! Who follows what on this node, and how they are woken. A wake-up carries no data and may be lost: one poll of the watched heads per node is
+//! correctness, a wake-up is latency.
+//!
+//! A group's news are read once for all who follow it, by [`crate::follow`], and shared as encoded [`Piece`]s. A stream that is behind reads for itself
+//! ([`crate::subscribe`]) until it is where the others are.
+
+mod bell;
+mod room;
+mod tail;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,79 +18,50 @@ use chancery_proto::delivery::v1::Requested;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::{group::DeviceKey, store::roster::DevicePulse};
+pub use bell::{Bell, Woken};
+pub use room::Room;
+pub use tail::{Next, Piece, Position};
 
-/// What woke a stream.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct Woken {
-    /// Groups that have something new.
-    pub groups: HashSet<Vec<u8>>,
-    /// The device's list of groups, or its inbox, changed.
-    pub device: bool,
-    /// The device was revoked.
-    pub revoked: bool,
-    /// Its user was suspended, or its certificate expired.
-    pub suspended: bool,
-    /// What this device is asked to do. Lost with the stream: the next device is asked.
-    pub requests: Vec<Requested>,
-}
+use crate::{group::DeviceKey, store::roster::DevicePulse, wake::Waker};
 
-/// One stream's bell: it remembers what is new, so that ringing it twice, or while nobody listens, loses nothing.
+/// A group's id, shared by all who follow it.
+pub type GroupId = Arc<[u8]>;
+
+/// A device with a stream on this node.
 #[derive(Debug, Default)]
-pub struct Bell {
-    device: Option<DeviceKey>,
-    woken: Mutex<Woken>,
-    notify: Notify,
-}
-
-impl Bell {
-    /// Of a stream of this device.
-    pub fn of(device: DeviceKey) -> Self {
-        Self {
-            device: Some(device),
-            ..Self::default()
-        }
-    }
-
-    /// Waits until something is new, and takes it.
-    pub async fn wait(&self) -> Woken {
-        loop {
-            let notified = self.notify.notified();
-            let woken = std::mem::take(&mut *held(&self.woken));
-            if woken != Woken::default() {
-                return woken;
-            }
-            notified.await;
-        }
-    }
-
-    fn ring(&self, change: impl FnOnce(&mut Woken)) {
-        change(&mut held(&self.woken));
-        self.notify.notify_one();
-    }
-}
-
-#[derive(Debug, Default)]
-struct Watched<V> {
-    seen: V,
+struct Watched {
+    user: Uuid,
+    /// Of the list of groups.
+    version: u64,
     bells: Vec<Weak<Bell>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    groups: HashMap<Vec<u8>, Watched<u64>>,
-    /// With the user, and the version of the list of groups.
-    devices: HashMap<DeviceKey, Watched<(Uuid, u64)>>,
+    groups: HashMap<GroupId, Arc<Room>>,
+    devices: HashMap<DeviceKey, Watched>,
+    /// The node shuts down: nobody may begin to follow.
+    closing: bool,
     /// Who was asked for which groups, and has not called since.
     asked: HashMap<DeviceKey, HashSet<Vec<u8>>>,
     /// The unsettled epoch of each group that reports were last asked of, and when.
     reports: HashMap<Vec<u8>, (u64, Instant)>,
 }
 
+/// Rooms that have something to read.
+#[derive(Debug, Default)]
+struct Queue {
+    rooms: Mutex<Vec<Arc<Room>>>,
+    called: Notify,
+}
+
 /// Every stream of this node by what it follows.
 #[derive(Debug, Clone, Default)]
 pub struct Hub {
     inner: Arc<Mutex<Inner>>,
+    queue: Arc<Queue>,
+    /// Of the other nodes.
+    waker: Waker,
 }
 
 /// A mutex whose data stays whole when a holder panics: every change here is a single insertion.
@@ -94,94 +73,201 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Hub {
     /// Follows a group. Call it *before* the first read.
-    pub fn follow_group(&self, group: &[u8], bell: &Arc<Bell>) {
+    pub fn follow_group(&self, group: &[u8], bell: &Arc<Bell>) -> Arc<Room> {
         let mut inner = held(&self.inner);
-        let watched = inner.groups.entry(group.to_vec()).or_default();
-        watched.bells.push(Arc::downgrade(bell));
+        let room = match inner.groups.get(group) {
+            Some(room) => room.clone(),
+            None => {
+                let id = GroupId::from(group);
+                let room = Arc::new(Room::new(id.clone()));
+                inner.groups.insert(id, room.clone());
+                room
+            }
+        };
+        // Under the lock: a sweep must not find it empty.
+        room.enter(bell);
+        room
     }
 
     /// Follows a device's list of groups and its inbox. Call it *before* the first read.
     pub fn follow_device(&self, device: DeviceKey, user: Uuid, bell: &Arc<Bell>) {
         let mut inner = held(&self.inner);
         let watched = inner.devices.entry(device).or_default();
-        watched.seen.0 = user;
+        watched.user = user;
         watched.bells.push(Arc::downgrade(bell));
+        if inner.closing {
+            bell.close();
+        }
     }
 
-    /// A group's head moved, as far as this node knows.
-    pub fn group_moved(&self, group: &[u8], head_seq: u64) {
+    /// The node shuts down: every stream ends, those that begin later too.
+    pub fn close(&self) {
         let mut inner = held(&self.inner);
-        if let Some(watched) = inner.groups.get_mut(group)
-            && head_seq > watched.seen
+        inner.closing = true;
+        let bells = inner.devices.values().flat_map(|watched| &watched.bells);
+        for bell in bells.filter_map(Weak::upgrade) {
+            bell.close();
+        }
+    }
+
+    fn room(&self, group: &[u8]) -> Option<Arc<Room>> {
+        held(&self.inner).groups.get(group).cloned()
+    }
+
+    /// How other nodes hear what is told here.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// This node moved a group's head.
+    pub fn group_moved(&self, group: &[u8], head_seq: u64) {
+        self.group_seen(group, head_seq);
+        self.waker.group_moved(group, head_seq);
+    }
+
+    /// A group's head was seen there.
+    pub fn group_seen(&self, group: &[u8], head_seq: u64) {
+        if let Some(room) = self.room(group)
+            && room.moved(head_seq)
         {
-            watched.seen = head_seq;
-            ring(&mut watched.bells, |woken| {
-                woken.groups.insert(group.to_vec());
-            });
+            self.call(room);
         }
     }
 
     /// Something about a group changed, and this node does not know its head.
     pub fn group_changed(&self, group: &[u8]) {
-        let mut inner = held(&self.inner);
-        if let Some(watched) = inner.groups.get_mut(group) {
-            ring(&mut watched.bells, |woken| {
-                woken.groups.insert(group.to_vec());
-            });
+        if let Some(room) = self.room(group)
+            && room.changed()
+        {
+            self.call(room);
         }
     }
 
-    /// A device's groups or inbox changed, as far as this node knows.
-    pub fn device_changed(&self, device: DeviceKey) {
-        let mut inner = held(&self.inner);
-        if let Some(watched) = inner.devices.get_mut(&device) {
-            ring(&mut watched.bells, |woken| woken.device = true);
+    fn call(&self, room: Arc<Room>) {
+        held(&self.queue.rooms).push(room);
+        self.queue.called.notify_one();
+    }
+
+    /// A follower of a room has read everything up to here.
+    pub fn begin(&self, room: &Arc<Room>, position: Position) {
+        if room.begin(position) {
+            self.call(room.clone());
         }
+    }
+
+    /// A room was read, all of it or with more to come.
+    pub fn was_read(&self, room: &Arc<Room>, more: bool) {
+        if room.was_read(more) {
+            self.call(room.clone());
+        }
+    }
+
+    /// Waits until groups have something to read, and takes at most so many of them, each with the place to read from; each is to be followed by
+    /// [`Hub::was_read`] or [`Hub::was_missed`].
+    pub async fn to_read(&self, at_most: usize) -> Vec<(Arc<Room>, Option<Position>)> {
+        loop {
+            let called = self.queue.called.notified();
+            let taken: Vec<Arc<Room>> = {
+                let mut rooms = held(&self.queue.rooms);
+                let count = rooms.len().min(at_most);
+                let taken = rooms.drain(..count).collect();
+                if !rooms.is_empty() {
+                    // For the next reader.
+                    self.queue.called.notify_one();
+                }
+                taken
+            };
+            if !taken.is_empty() {
+                let begun = taken.into_iter().map(|room| {
+                    let from = room.read_from();
+                    (room, from)
+                });
+                return begun.collect();
+            }
+            called.await;
+        }
+    }
+
+    /// A room could not be read: the next news call for it again, or the poll.
+    pub fn was_missed(&self, room: &Room) {
+        room.was_missed();
+    }
+
+    /// This node changed a device's groups or inbox.
+    pub fn device_changed(&self, device: DeviceKey) {
+        self.device_seen(device);
+        self.waker.device_changed(device);
+    }
+
+    /// A device's groups or inbox changed somewhere.
+    pub fn device_seen(&self, device: DeviceKey) {
+        for bell in self.bells_of(device) {
+            bell.ring(|woken| woken.device = true);
+        }
+    }
+
+    /// A device was revoked: from here on none of its streams sends a [`Piece`].
+    pub fn revoke(&self, device: DeviceKey) {
+        for bell in self.bells_of(device) {
+            bell.revoke();
+        }
+    }
+
+    /// A device was cut off: its streams end.
+    pub fn suspend(&self, device: DeviceKey) {
+        for bell in self.bells_of(device) {
+            bell.ring(|woken| woken.suspended = true);
+        }
+    }
+
+    fn bells_of(&self, device: DeviceKey) -> Vec<Arc<Bell>> {
+        let inner = held(&self.inner);
+        let bells = inner.devices.get(&device).map_or(&[][..], |w| &w.bells);
+        bells.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// What the poll read of a device.
     pub fn device_polled(&self, device: DeviceKey, pulse: DevicePulse) {
-        let mut inner = held(&self.inner);
-        let Some(watched) = inner.devices.get_mut(&device) else {
-            return;
+        let moved = {
+            let mut inner = held(&self.inner);
+            let Some(watched) = inner.devices.get_mut(&device) else {
+                return;
+            };
+            std::mem::replace(&mut watched.version, pulse.version) != pulse.version
         };
-        let moved = pulse.version != watched.seen.1;
-        watched.seen.1 = pulse.version;
-        if moved || pulse.revoked || pulse.suspended {
-            ring(&mut watched.bells, |woken| {
-                woken.device |= moved;
-                woken.revoked |= pulse.revoked;
-                woken.suspended |= pulse.suspended;
-            });
+        if pulse.revoked {
+            self.revoke(device);
+        }
+        if pulse.suspended {
+            self.suspend(device);
+        }
+        if moved {
+            self.device_seen(device);
         }
     }
 
     /// The devices whose streams follow a group, without those that were asked for it and have not called since.
     pub fn followers(&self, group: &[u8]) -> Vec<DeviceKey> {
+        let Some(room) = self.room(group) else {
+            return Vec::new();
+        };
+        let following: HashSet<DeviceKey> =
+            room.bells().iter().filter_map(|bell| bell.device).collect();
         let inner = held(&self.inner);
         let silent = |device: &DeviceKey| {
             let asked = inner.asked.get(device);
             asked.is_some_and(|groups| groups.contains(group))
         };
-        let bells = inner.groups.get(group).map_or(&[][..], |w| &w.bells);
-        let devices: HashSet<DeviceKey> = bells
-            .iter()
-            .filter_map(|bell| bell.upgrade()?.device)
-            .filter(|device| !silent(device))
-            .collect();
-        devices.into_iter().collect()
+        following.into_iter().filter(|d| !silent(d)).collect()
     }
 
     /// Asks one device that follows a group.
-    pub fn request(&self, group: &[u8], device: DeviceKey, request: Requested) {
-        let mut inner = held(&self.inner);
-        if let Some(watched) = inner.groups.get_mut(group) {
-            ring_if(
-                &mut watched.bells,
-                |bell| bell.device == Some(device),
-                |woken| woken.requests.push(request.clone()),
-            );
+    pub fn request(&self, group: &[u8], device: DeviceKey, request: &Requested) {
+        let bells = self.room(group).map_or_else(Vec::new, |room| room.bells());
+        for bell in bells.iter().filter(|bell| bell.device == Some(device)) {
+            bell.ring(|woken| woken.requests.push(request.clone()));
         }
+        let mut inner = held(&self.inner);
         let asked = inner.asked.entry(device).or_default();
         asked.insert(group.to_vec());
     }
@@ -204,73 +290,115 @@ impl Hub {
         due
     }
 
-    /// What somebody still follows, devices with their users; forgets the rest.
-    pub fn watched(&self) -> (Vec<Vec<u8>>, Vec<(DeviceKey, Uuid)>) {
+    /// Forgets what nobody follows any more.
+    pub fn sweep(&self) {
         let mut guard = held(&self.inner);
         let inner = &mut *guard;
-        inner.groups.retain(|_, w| alive(&mut w.bells));
-        inner.devices.retain(|_, w| alive(&mut w.bells));
+        inner.groups.retain(|_, room| room.sweep());
+        inner.devices.retain(|_, watched| {
+            watched.bells.retain(|bell| bell.strong_count() > 0);
+            !watched.bells.is_empty()
+        });
         let (groups, devices) = (&inner.groups, &inner.devices);
         inner.asked.retain(|device, _| devices.contains_key(device));
-        inner.reports.retain(|group, _| groups.contains_key(group));
-        (
-            inner.groups.keys().cloned().collect(),
-            inner
-                .devices
-                .iter()
-                .map(|(device, watched)| (*device, watched.seen.0))
-                .collect(),
-        )
+        inner
+            .reports
+            .retain(|group, _| groups.contains_key(group.as_slice()));
     }
-}
 
-fn alive(bells: &mut Vec<Weak<Bell>>) -> bool {
-    bells.retain(|bell| bell.strong_count() > 0);
-    !bells.is_empty()
-}
+    /// The groups that are followed.
+    pub fn groups(&self) -> Vec<GroupId> {
+        held(&self.inner).groups.keys().cloned().collect()
+    }
 
-fn ring(bells: &mut Vec<Weak<Bell>>, change: impl Fn(&mut Woken)) {
-    ring_if(bells, |_| true, change);
-}
-
-fn ring_if(
-    bells: &mut Vec<Weak<Bell>>,
-    which: impl Fn(&Bell) -> bool,
-    change: impl Fn(&mut Woken),
-) {
-    bells.retain(|bell| match bell.upgrade() {
-        Some(bell) => {
-            if which(&bell) {
-                bell.ring(&change);
-            }
-            true
-        }
-        None => false,
-    });
+    /// The devices with a stream here, with their users.
+    pub fn devices(&self) -> Vec<(DeviceKey, Uuid)> {
+        let inner = held(&self.inner);
+        let devices = inner.devices.iter();
+        devices.map(|(device, w)| (*device, w.user)).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_ring_before_the_wait_is_not_lost() {
-        let (hub, bell) = (Hub::default(), Arc::new(Bell::default()));
-        hub.follow_group(b"g", &bell);
-        hub.group_moved(b"g", 1);
-        hub.group_moved(b"g", 2);
-        let woken = bell.wait().await;
-        assert!(woken.groups.contains(b"g".as_slice()));
+    fn at(seq: u64) -> Position {
+        Position { seq, roster_seq: 0 }
+    }
+
+    fn shared(room: &Room, after: u64, last: u64) {
+        let piece = Piece {
+            after,
+            last,
+            bytes: vec![0].into(),
+            leavers: Arc::default(),
+        };
+        room.share(vec![piece], at(last));
     }
 
     #[tokio::test]
-    async fn an_old_head_rings_nobody() {
+    async fn news_are_read_once_and_ring_before_the_wait() {
         let (hub, bell) = (Hub::default(), Arc::new(Bell::default()));
-        hub.follow_group(b"g", &bell);
+        let room = hub.follow_group(b"g", &bell);
+        hub.begin(&room, at(0));
+        hub.group_moved(b"g", 1);
         hub.group_moved(b"g", 2);
-        bell.wait().await;
+        let rooms = hub.to_read(8).await;
+        assert_eq!(rooms.len(), 1);
+        assert_eq!(rooms[0].1, Some(at(0)));
+        shared(&rooms[0].0, 0, 2);
+        hub.was_read(&room, false);
+        assert!(bell.wait().await.groups.contains(b"g".as_slice()));
+        assert!(matches!(room.next(0), Next::Piece(piece) if piece.last == 2));
+        assert!(held(&hub.queue.rooms).is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_old_head_calls_nobody_and_what_moves_while_one_reads_calls_again() {
+        let (hub, bell) = (Hub::default(), Arc::new(Bell::default()));
+        let room = hub.follow_group(b"g", &bell);
         hub.group_moved(b"g", 2);
-        assert_eq!(*held(&bell.woken), Woken::default());
+        assert_eq!(hub.to_read(8).await.len(), 1);
+        hub.group_moved(b"g", 2);
+        hub.was_read(&room, false);
+        assert!(held(&hub.queue.rooms).is_empty());
+        hub.group_moved(b"g", 3);
+        assert_eq!(hub.to_read(8).await.len(), 1);
+        hub.group_moved(b"g", 4);
+        assert!(held(&hub.queue.rooms).is_empty(), "one reader for a room");
+        hub.was_read(&room, false);
+        assert_eq!(hub.to_read(8).await.len(), 1);
+        // What could not be read is called again by the same head.
+        hub.was_missed(&room);
+        hub.group_moved(b"g", 4);
+        assert_eq!(hub.to_read(8).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_the_first_follower_is_there_is_read_once_it_is() {
+        let (hub, bell) = (Hub::default(), Arc::new(Bell::default()));
+        let room = hub.follow_group(b"g", &bell);
+        hub.group_moved(b"g", 2);
+        assert_eq!(hub.to_read(8).await[0].1, None);
+        hub.was_read(&room, false);
+        hub.begin(&room, at(1));
+        assert_eq!(hub.to_read(8).await[0].1, Some(at(1)));
+    }
+
+    #[tokio::test]
+    async fn a_revoked_device_hears_it_before_what_is_shared_later() {
+        let hub = Hub::default();
+        let device = DeviceKey {
+            domain: 1,
+            device: Uuid::from_u128(1),
+        };
+        let bell = Arc::new(Bell::of(device));
+        hub.follow_device(device, Uuid::from_u128(2), &bell);
+        assert!(!bell.revoked());
+        hub.revoke(device);
+        assert!(bell.revoked());
+        assert_eq!(bell.wait().await, Woken::default());
     }
 
     #[test]
@@ -278,8 +406,10 @@ mod tests {
         let hub = Hub::default();
         let bell = Arc::new(Bell::default());
         hub.follow_group(b"g", &bell);
-        assert_eq!(hub.watched().0.len(), 1);
+        hub.sweep();
+        assert_eq!(hub.groups().len(), 1);
         drop(bell);
-        assert_eq!(hub.watched().0.len(), 0);
+        hub.sweep();
+        assert_eq!(hub.groups().len(), 0);
     }
 }

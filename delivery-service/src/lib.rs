@@ -14,7 +14,9 @@
 //! | [`revocations`], [`asking`] | revoked devices marked in their groups, and who is asked to remove them |
 //! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
 //! | [`retention`] | what is too old |
-//! | [`read`], [`subscribe`], [`hub`] | reading a log, following it, wake-ups |
+//! | [`read`], [`subscribe`], [`frames`] | reading a log, following it, how a stream is carried |
+//! | [`hub`], [`follow`] | who follows what, and news read once for all of them |
+//! | [`wake`], [`poll`] | how nodes wake each other, and what is looked at if nobody calls |
 //! | [`store`] | every SQL statement |
 //! | [`error`] | errors and their one map to a status |
 //! | [`node`], [`clock`] | what the use cases share |
@@ -28,6 +30,8 @@ pub mod config;
 pub mod create;
 pub mod domains;
 pub mod error;
+pub mod follow;
+pub mod frames;
 pub mod group;
 pub mod hub;
 pub mod inbox;
@@ -36,6 +40,7 @@ pub mod key_packages;
 pub mod leave;
 pub mod node;
 pub mod pipeline;
+pub mod poll;
 pub mod prepare;
 pub mod read;
 pub mod recovery;
@@ -48,6 +53,7 @@ pub mod store;
 pub mod submit;
 pub mod subscribe;
 pub mod tokens;
+pub mod wake;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -62,6 +68,7 @@ use service_kit::{
 };
 
 pub use config::Config;
+use tokio::sync::Semaphore;
 
 /// The schema, in order.
 pub const MIGRATIONS: Migrations = Migrations {
@@ -124,6 +131,7 @@ pub async fn serve(
         domains: domains.clone(),
         db: db.clone(),
         revoked: Arc::default(),
+        catching_up: Arc::new(Semaphore::new(config.catch_up_items.into())),
         config,
     };
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
@@ -132,13 +140,23 @@ pub async fn serve(
         tokio::spawn(feed.run(shutdown.clone()));
         tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
     }
-    tokio::spawn(subscribe::poll_heads(node.clone(), shutdown.clone()));
+    wake::run(&db, &node.hub, &shutdown);
+    tokio::spawn(poll::run(node.clone(), shutdown.clone()));
+    let (closing, hub) = (shutdown.soft(), node.hub.clone());
+    tokio::spawn(async move {
+        closing.cancelled().await;
+        hub.close();
+    });
+    for _ in 0..node.config.followers_items {
+        tokio::spawn(follow::run(node.clone(), shutdown.clone()));
+    }
     tokio::spawn(retention::run(node.clone(), shutdown.clone()));
     tokio::spawn(recovery::run_voids(node.clone(), shutdown.clone()));
     tokio::spawn(revocations::run_sweeps(node.clone(), shutdown.clone()));
     let request_bytes = usize::try_from(node.config.limits.request_bytes)?;
-    let service = DeliveryServiceServer::new(rpc::Rpc::new(node, shutdown.clone()))
-        .max_decoding_message_size(request_bytes);
+    let rpc = rpc::Rpc::new(node, shutdown.clone());
+    let service = DeliveryServiceServer::new(rpc.clone()).max_decoding_message_size(request_bytes);
+    let service = rpc::WithSubscribe::new(service, rpc, request_bytes);
     serve_grpc(
         listeners.public,
         Services::new().with_service(service),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use service_kit::db::Db;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     batch::Batcher, caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers,
@@ -26,6 +26,8 @@ pub struct Node {
     pub gate: Gate,
     /// Rung when a revocation was recorded.
     pub revoked: Arc<Notify>,
+    /// Streams that read what they missed; the others wait.
+    pub catching_up: Arc<Semaphore>,
     /// Options.
     pub config: Config,
 }

@@ -1,12 +1,14 @@
 //! Reading a log: what a device may see, in frames of a bounded size.
 
+use std::iter::Peekable;
+
 use chancery_proto::{
     common::v1::{GroupRef, Reason},
     delivery::v1::{
-        Entries, Entry, PayloadRef, Pruned, ReadLogRequest, ReadLogResponse, State, entry,
+        Entries, Entry, PayloadRef, Pruned, ReadLogRequest, ReadLogResponse, State, entry, frame,
     },
 };
-use service_kit::db::DbError;
+use service_kit::db::{DbError, GenericClient};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -98,12 +100,12 @@ pub fn state(node: &Node, group: &[u8], head: &Head) -> State {
 ///
 /// # Errors
 /// `HISTORY_CHANGED`: never silence. `CURSOR_TOO_OLD` where nothing is left to compare with.
-pub async fn check_cursor(
-    node: &Node,
+pub async fn check_cursor<C: GenericClient>(
+    client: &C,
     group: &[u8],
     seq: u64,
     chain: Option<[u8; 32]>,
-    head_seq: u64,
+    head: &Head,
 ) -> Result<(), Error> {
     // A stream follows many groups: the client must learn which one to stop.
     let changed = || Error::Refused {
@@ -111,21 +113,24 @@ pub async fn check_cursor(
         text: "this is not the log that the client saw".into(),
         metadata: vec![("group", hex(group))],
     };
-    if seq > head_seq {
+    if seq > head.seq {
         return Err(changed());
     }
     let (Some(chain), 1..) = (chain, seq) else {
         return Ok(());
     };
-    let client = node.db.client().await?;
-    let ours = store::log::chain_at(&client, group, seq)
-        .await
-        .map_err(DbError::from)?;
+    let ours = if seq == head.seq {
+        Some(head.chain)
+    } else {
+        store::log::chain_at(client, group, seq)
+            .await
+            .map_err(DbError::from)?
+    };
     match ours {
         Some(ours) if ours == chain => Ok(()),
         Some(_) => Err(changed()),
         None => {
-            let oldest = store::retention::pruned_to(&client, group)
+            let oldest = store::retention::pruned_to(client, group)
                 .await
                 .map_err(DbError::from)?;
             Err(if seq < oldest {
@@ -149,6 +154,15 @@ pub enum Next {
     Entries(Entries),
     /// Entries past retention.
     Pruned(Pruned),
+}
+
+impl From<Next> for frame::Frame {
+    fn from(next: Next) -> Self {
+        match next {
+            Next::Entries(entries) => Self::Entries(entries),
+            Next::Pruned(pruned) => Self::Pruned(pruned),
+        }
+    }
 }
 
 impl Next {
@@ -184,28 +198,53 @@ pub async fn next(
         .map_err(DbError::from)?;
     let first = rows.first().ok_or(Error::Corrupt("a hole in the log"))?;
     if first.seq != span.after + 1 {
-        let oldest = store::retention::pruned_to(&client, group)
-            .await
-            .map_err(DbError::from)?;
-        return Err(too_old(group, oldest));
+        return Err(past_retention(&client, group).await?);
     }
-    let run = rows.iter().take_while(|row| row.pruned).last();
-    if let Some(last) = run {
-        return Ok(Next::Pruned(Pruned {
+    let mut rows = rows.into_iter().peekable();
+    page_of(node, &client, group, &mut rows, frame_bytes, head_seq).await
+}
+
+/// What a cursor gets whose next entry is gone.
+///
+/// # Errors
+/// The database.
+pub async fn past_retention<C: GenericClient>(client: &C, group: &[u8]) -> Result<Error, DbError> {
+    let oldest = store::retention::pruned_to(client, group).await?;
+    Ok(too_old(group, oldest))
+}
+
+/// Takes the next frame off rows that follow on one another: entries, or a run of pruned ones. Of no rows it makes no entries.
+///
+/// # Errors
+/// The database.
+pub async fn page_of<C: GenericClient>(
+    node: &Node,
+    client: &C,
+    group: &[u8],
+    rows: &mut Peekable<impl Iterator<Item = store::log::Entry>>,
+    frame_bytes: usize,
+    head_seq: u64,
+) -> Result<Next, Error> {
+    let mut run: Option<Pruned> = None;
+    while let Some(row) = rows.next_if(|row| row.pruned) {
+        let gap = run.get_or_insert_with(|| Pruned {
             group: Some(group_ref(node, group)),
-            from_seq: first.seq,
-            to_seq: last.seq,
-            chain: last.chain.to_vec().into(),
-        }));
+            from_seq: row.seq,
+            ..Pruned::default()
+        });
+        gap.to_seq = row.seq;
+        gap.chain = row.chain.to_vec().into();
+    }
+    if let Some(run) = run {
+        return Ok(Next::Pruned(run));
     }
     let mut size = 0;
     let mut entries = Vec::new();
-    for row in rows.into_iter().take_while(|row| !row.pruned) {
+    while let Some(row) = rows.next_if(|row| {
         size += row.payload.len() + 160;
-        if size > frame_bytes && !entries.is_empty() {
-            break;
-        }
-        entries.push(entry_of(&client, group, row).await?);
+        !row.pruned && (size <= frame_bytes || entries.is_empty())
+    }) {
+        entries.push(entry_of(client, group, row).await?);
     }
     Ok(Next::Entries(Entries {
         group: Some(group_ref(node, group)),
@@ -222,7 +261,7 @@ fn too_old(group: &[u8], oldest: u64) -> Error {
     }
 }
 
-async fn entry_of<C: service_kit::db::GenericClient>(
+async fn entry_of<C: GenericClient>(
     client: &C,
     group: &[u8],
     row: store::log::Entry,
@@ -331,14 +370,10 @@ pub async fn read_log(
     )?;
     let view = view(node, caller, group).await?;
     let after_chain = chain(&request.after_chain)?;
-    check_cursor(
-        node,
-        &view.group,
-        request.after_seq,
-        after_chain,
-        view.head.seq,
-    )
-    .await?;
+    let client = node.db.client().await?;
+    let (group, after) = (&view.group, request.after_seq);
+    check_cursor(&client, group, after, after_chain, &view.head).await?;
+    drop(client);
     let mut left = match request.page_entries {
         0 => node.config.limits.page_items as usize,
         n => n as usize,

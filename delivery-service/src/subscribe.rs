@@ -1,54 +1,90 @@
 //! The stream: catch up, then follow. Nothing is buffered ahead of a slow reader, and nothing is skipped for it.
+//!
+//! Whoever is at the head of a group sends what the common reader shares ([`crate::follow`]); whoever is behind, or whose membership changed, reads for
+//! itself, many groups at once, and no more streams at a time than the node allows.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
+    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
 
+use bytes::BytesMut;
 use chancery_proto::common::v1::Reason;
 use chancery_proto::delivery::v1::{
-    CaughtUp, Cursor, Ended, EndedWhy, Frame, Heartbeat, State, SubscribeRequest, frame,
+    CaughtUp, Cursor, Ended, EndedWhy, Heartbeat, State, SubscribeRequest, frame,
 };
-use service_kit::{db::DbError, lifecycle::Shutdown};
-use tokio::sync::mpsc;
+use service_kit::db::{DbError, GenericClient};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    asking,
     caller::{self, Caller},
     error::Error,
+    frames::{self, Outlet},
     group::Stage,
-    hub::Bell,
+    hub::{Bell, GroupId, Next, Position, Room, Woken},
     inbox,
     node::Node,
-    read::{self, FRAME_BYTES, Next},
-    store::{self, groups::Pulse, roster::Interval},
+    read::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Span},
+    store::{
+        self,
+        groups::Place,
+        log::Entry,
+        roster::{Interval, Reading},
+    },
 };
 
-type Sink = mpsc::Sender<Result<Frame, Status>>;
+/// Groups that are read at once when catching up.
+const PART_GROUPS: usize = 64;
+/// Entries of one group in a part, where it is alone; many groups share them.
+const PART_ENTRIES: usize = 256;
+/// Frames are handed over when so much is together, or nothing more comes.
+const OUT_BYTES: usize = 64 * 1024;
 
 /// Where this stream stands in one group.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 struct Reader {
+    room: Arc<Room>,
     after: u64,
     /// What the client says the chain is at `after`; gone once it was checked.
     chain: Option<[u8; 32]>,
     /// `Ended` was sent; a later join goes on from there.
     ended: bool,
+    /// It is a member and has read everything: what is shared of the group is for it.
+    follows: bool,
+    /// It waits to be read.
+    due: bool,
 }
 
 /// Why a group ended for a device, if it did, and with which entry.
 fn end_of(view: &View) -> Option<(u64, EndedWhy)> {
     let last = view.intervals.last()?;
-    match (last.removed_seq, view.head.stage) {
+    let head = &view.place.head;
+    match (last.removed_seq, head.stage) {
         (Some(at), _) if last.voided => Some((at, EndedWhy::Voided)),
         (Some(at), _) => Some((at, EndedWhy::Removed)),
         (None, Stage::Open) => None,
-        (None, Stage::Replaced) => Some((view.head.seq, EndedWhy::Replaced)),
-        (None, Stage::Empty) => Some((view.head.seq, EndedWhy::Left)),
-        (None, Stage::Deleted) => Some((view.head.seq, EndedWhy::Deleted)),
+        (None, Stage::Replaced) => Some((head.seq, EndedWhy::Replaced)),
+        (None, Stage::Empty) => Some((head.seq, EndedWhy::Left)),
+        (None, Stage::Deleted) => Some((head.seq, EndedWhy::Deleted)),
     }
+}
+
+/// What the device may see of a group now.
+struct View {
+    place: Place,
+    /// Never empty, oldest first.
+    intervals: Vec<Interval>,
+}
+
+/// A group that is caught up with, and what was read of it.
+struct Read {
+    group: GroupId,
+    view: View,
+    span: Option<Span>,
+    entries: Vec<Entry>,
 }
 
 struct Stream {
@@ -57,40 +93,16 @@ struct Stream {
     all_groups: bool,
     inbox: bool,
     bell: Arc<Bell>,
-    readers: BTreeMap<Vec<u8>, Reader>,
+    readers: BTreeMap<GroupId, Reader>,
     /// Groups with something to read, in turn.
-    due: VecDeque<Vec<u8>>,
+    due: VecDeque<GroupId>,
     sent_welcomes: HashSet<(Vec<u8>, u64)>,
-    sink: Sink,
+    outlet: Outlet,
+    /// Frames that were not handed over yet.
+    out: BytesMut,
 }
 
-/// Why a stream stops.
-enum End {
-    /// The reader went away.
-    Gone,
-    /// It is told why.
-    Told(Error),
-}
-
-impl From<Error> for End {
-    fn from(error: Error) -> Self {
-        Self::Told(error)
-    }
-}
-
-impl From<tokio_postgres::Error> for End {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Told(Error::Db(DbError::from(error)))
-    }
-}
-
-impl From<DbError> for End {
-    fn from(error: DbError) -> Self {
-        Self::Told(Error::Db(error))
-    }
-}
-
-/// Starts a stream; its frames come out of the returned channel.
+/// Begins a stream. Its work is done by whoever polls the body.
 ///
 /// # Errors
 /// Malformed cursors, or more than the limit.
@@ -98,302 +110,434 @@ pub fn subscribe(
     node: &Node,
     caller: Caller,
     request: &SubscribeRequest,
-    shutdown: Shutdown,
-) -> Result<mpsc::Receiver<Result<Frame, Status>>, Error> {
+) -> Result<frames::Body, Error> {
     node.within(
         "cursors_items",
         node.config.limits.cursors_items,
         request.cursors.len(),
     )?;
-    let mut readers = BTreeMap::new();
-    for cursor in &request.cursors {
-        let (group, reader) = reader_of(node, cursor)?;
-        readers.insert(group, reader);
-    }
-    // One frame may wait while the next is read: that is all that is held for a slow reader.
-    let (sink, frames) = mpsc::channel(1);
-    let stream = Stream {
-        node: node.clone(),
-        all_groups: request.all_groups,
-        inbox: request.device_inbox,
-        bell: Arc::new(Bell::of(caller.key)),
-        readers,
-        due: VecDeque::new(),
-        sent_welcomes: HashSet::new(),
-        sink,
-        caller,
-    };
-    tokio::spawn(stream.run(shutdown));
-    Ok(frames)
+    let cursors = request.cursors.iter().map(|cursor| place_of(node, cursor));
+    let cursors: Vec<_> = cursors.collect::<Result<_, Error>>()?;
+    let (node, all_groups, inbox) = (node.clone(), request.all_groups, request.device_inbox);
+    Ok(frames::Body::of(move |outlet| {
+        let bell = Arc::new(Bell::of(caller.key));
+        // Bells first, reads after: what comes in between rings.
+        node.hub.follow_device(caller.key, caller.user, &bell);
+        let mut stream = Stream {
+            node,
+            caller,
+            all_groups,
+            inbox,
+            bell,
+            readers: BTreeMap::new(),
+            due: VecDeque::new(),
+            sent_welcomes: HashSet::new(),
+            outlet,
+            out: BytesMut::new(),
+        };
+        for (group, after, chain) in cursors {
+            stream.add(&group, after, chain);
+        }
+        stream.run()
+    }))
 }
 
-fn reader_of(node: &Node, cursor: &Cursor) -> Result<(Vec<u8>, Reader), Error> {
+type Start = (Vec<u8>, u64, Option<[u8; 32]>);
+
+fn place_of(node: &Node, cursor: &Cursor) -> Result<Start, Error> {
     let group = read::group_id(node, cursor.group.as_ref())?;
-    let chain = read::chain(&cursor.chain)?;
-    Ok((
-        group,
-        Reader {
-            after: cursor.seq,
-            chain,
-            ended: false,
-        },
-    ))
+    Ok((group, cursor.seq, read::chain(&cursor.chain)?))
+}
+
+fn revoked() -> Error {
+    Error::refused(Reason::DeviceRevoked, "this device was revoked")
 }
 
 impl Stream {
-    async fn run(mut self, shutdown: Shutdown) {
-        let sink = self.sink.clone();
-        let soft = shutdown.soft();
-        let end = tokio::select! {
-            end = self.follow() => end,
-            () = soft.cancelled() => End::Told(Error::refused(Reason::ShuttingDown, "the node is shutting down; subscribe again")),
-            () = sink.closed() => End::Gone,
+    fn add(&mut self, group: &[u8], after: u64, chain: Option<[u8; 32]>) {
+        let room = self.node.hub.follow_group(group, &self.bell);
+        let id = room.id().clone();
+        let reader = Reader {
+            room,
+            after,
+            chain,
+            ended: false,
+            follows: false,
+            due: false,
         };
-        if let End::Told(error) = end {
-            let status = crate::error::status(error);
-            // A slow reader still gets the reason; if it is gone, nobody needs it.
-            let _gone = sink.send(Err(status)).await;
+        self.readers.insert(id.clone(), reader);
+        self.look_at(&id);
+    }
+
+    /// A group is to be read.
+    fn look_at(&mut self, group: &GroupId) {
+        if let Some(reader) = self.readers.get_mut(group)
+            && !std::mem::replace(&mut reader.due, true)
+        {
+            reader.follows = false;
+            self.due.push_back(group.clone());
         }
     }
 
-    async fn follow(&mut self) -> End {
-        match self.try_follow().await {
+    async fn run(mut self) -> Status {
+        let end = match self.follow().await {
             Ok(never) => match never {},
             Err(end) => end,
-        }
+        };
+        // What came before the end is still the reader's.
+        self.flush().await;
+        crate::error::status(end)
     }
 
-    async fn try_follow(&mut self) -> Result<std::convert::Infallible, End> {
-        // Bells first, reads after: what comes in between rings.
-        let who = &self.caller;
-        self.node.hub.follow_device(who.key, who.user, &self.bell);
-        for group in self.readers.keys() {
-            self.node.hub.follow_group(group, &self.bell);
-        }
-        self.due.extend(self.readers.keys().cloned());
+    async fn follow(&mut self) -> Result<Infallible, Error> {
         self.look_at_device().await?;
         self.drain().await?;
-        self.send(frame::Frame::CaughtUp(CaughtUp {})).await?;
-        let heartbeat = Duration::from_secs(self.node.config.heartbeat_seconds);
-        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
+        self.send(frame::Frame::CaughtUp(CaughtUp {})).await;
+        self.flush().await;
         let left = self
             .node
             .gate
             .time_left(&self.caller, &self.node.db)
             .await?;
-        let token_end = tokio::time::sleep(left);
-        tokio::pin!(token_end);
+        let every = Duration::from_secs(self.node.config.heartbeat_seconds);
+        let token_end = Instant::now() + left;
+        let mut next_beat = Instant::now() + every;
+        // One timer for both: thousands of streams have one.
+        let timer = tokio::time::sleep_until(token_end.min(next_beat));
+        tokio::pin!(timer);
         loop {
             let bell = self.bell.clone();
-            let woken = tokio::select! {
-                woken = bell.wait() => woken,
-                _ = beat.tick() => {
+            tokio::select! {
+                biased;
+                woken = bell.wait() => self.answer(woken).await?,
+                () = &mut timer => {
+                    if Instant::now() >= token_end {
+                        return Err(Error::refused(Reason::TokenExpired, "the token expired; subscribe again at the same cursor"));
+                    }
                     self.heartbeat().await?;
-                    continue;
-                }
-                () = &mut token_end => {
-                    return Err(Error::refused(Reason::TokenExpired, "the token expired; subscribe again at the same cursor").into());
+                    next_beat = Instant::now() + every;
+                    timer.as_mut().reset(token_end.min(next_beat));
                 }
             };
-            if woken.revoked {
-                return Err(
-                    Error::refused(Reason::DeviceRevoked, "this device was revoked").into(),
-                );
-            }
-            if woken.suspended {
-                return Err(caller::suspended().into());
-            }
-            for request in woken.requests {
-                self.send(frame::Frame::Requested(request)).await?;
-            }
-            if woken.device {
-                self.look_at_device().await?;
-            }
-            for group in woken.groups {
-                if self.readers.contains_key(&group) && !self.due.contains(&group) {
-                    self.due.push_back(group);
-                }
-            }
             self.drain().await?;
+            self.flush().await;
         }
+    }
+
+    /// What a bell said.
+    async fn answer(&mut self, woken: Woken) -> Result<(), Error> {
+        if self.bell.revoked() {
+            return Err(revoked());
+        }
+        if self.bell.closing() {
+            return Err(Error::refused(
+                Reason::ShuttingDown,
+                "the node is shutting down; subscribe again",
+            ));
+        }
+        if woken.suspended {
+            return Err(caller::suspended());
+        }
+        for request in woken.requests {
+            self.send(frame::Frame::Requested(request)).await;
+        }
+        if woken.device {
+            self.look_at_device().await?;
+        }
+        for group in woken.groups {
+            self.take_shared(&group).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is shared of a group, as far as it is for this stream; the rest it reads for itself.
+    async fn take_shared(&mut self, group: &GroupId) -> Result<(), Error> {
+        let me = self.caller.key;
+        while let Some(reader) = self.readers.get_mut(group).filter(|r| r.follows) {
+            match reader.room.next(reader.after) {
+                Next::Nothing => return Ok(()),
+                Next::Piece(piece) if !piece.leavers.contains(&me) => {
+                    // After the piece was taken: whoever shared it told of revocations first.
+                    if self.bell.revoked() {
+                        return Err(revoked());
+                    }
+                    reader.after = piece.last;
+                    self.flush().await;
+                    self.outlet.put(piece.bytes).await;
+                }
+                Next::Piece(_) | Next::Look => break,
+            }
+        }
+        self.look_at(group);
+        Ok(())
     }
 
     /// New groups of the device, and its unread Welcomes: these go out before any entry of the interval that they open.
-    async fn look_at_device(&mut self) -> Result<(), End> {
+    async fn look_at_device(&mut self) -> Result<(), Error> {
         if self.all_groups {
             let client = self.node.db.client().await?;
-            let groups = store::roster::groups_of(&client, self.caller.key).await?;
+            let groups = store::roster::groups_of(&client, self.caller.key)
+                .await
+                .map_err(DbError::from)?;
             drop(client);
             for group in groups {
-                if !self.readers.contains_key(&group) {
-                    self.node.hub.follow_group(&group, &self.bell);
-                    self.readers.insert(group.clone(), Reader::default());
-                }
-                if !self.due.contains(&group) {
-                    self.due.push_back(group);
+                match self.readers.get(group.as_slice()) {
+                    None => self.add(&group, 0, None),
+                    Some(reader) if !reader.follows => {
+                        let id = reader.room.id().clone();
+                        self.look_at(&id);
+                    }
+                    Some(_) => {}
                 }
             }
         }
-        if self.inbox {
-            for welcome in inbox::unread(&self.node, &self.caller).await? {
-                let id = welcome
-                    .group
-                    .as_ref()
-                    .map(|g| (g.id.to_vec(), welcome.seq))
-                    .unwrap_or_default();
-                if self.sent_welcomes.insert(id) {
-                    self.send(frame::Frame::Welcome(welcome)).await?;
-                }
+        self.look_at_inbox().await
+    }
+
+    async fn look_at_inbox(&mut self) -> Result<(), Error> {
+        if !self.inbox {
+            return Ok(());
+        }
+        for welcome in inbox::unread(&self.node, &self.caller).await? {
+            let id = welcome
+                .group
+                .as_ref()
+                .map(|g| (g.id.to_vec(), welcome.seq))
+                .unwrap_or_default();
+            if self.sent_welcomes.insert(id) {
+                self.send(frame::Frame::Welcome(welcome)).await;
             }
         }
         Ok(())
     }
 
-    /// One frame for each group in turn, until nothing is due.
-    async fn drain(&mut self) -> Result<(), End> {
-        while let Some(group) = self.due.pop_front() {
-            if self.step(&group).await? {
-                self.due.push_back(group);
+    /// One frame for each group in turn, live entries in between, until nothing is due.
+    async fn drain(&mut self) -> Result<(), Error> {
+        while !self.due.is_empty() {
+            let count = self.due.len().min(PART_GROUPS);
+            let part: Vec<GroupId> = self.due.drain(..count).collect();
+            let mut comes_back = false;
+            for group in &part {
+                if let Some(reader) = self.readers.get_mut(group) {
+                    reader.due = false;
+                    comes_back |= reader.ended;
+                }
+            }
+            if comes_back {
+                self.look_at_inbox().await?;
+            }
+            for read in self.read(part).await? {
+                self.step(read).await?;
+            }
+            self.flush().await;
+            let woken = self.bell.take();
+            self.answer(woken).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads what comes next in each of some groups.
+    async fn read(&self, part: Vec<GroupId>) -> Result<Vec<Read>, Error> {
+        let _turn = self.node.catching_up.acquire().await;
+        let client = self.node.db.client().await?;
+        let ids: Vec<&[u8]> = part.iter().map(|group| &**group).collect();
+        // The heads first, as in `read::view`.
+        let found = store::groups::places(&client, &ids)
+            .await
+            .map_err(DbError::from)?;
+        let mut places: Vec<Option<Place>> = vec![None; part.len()];
+        for (index, place) in found {
+            if let Some(slot) = places.get_mut(index) {
+                *slot = Some(place);
+            }
+        }
+        let readings = store::roster::readings(&client, &ids, self.caller.key)
+            .await
+            .map_err(DbError::from)?;
+        let mut reads = Vec::with_capacity(part.len());
+        for ((group, place), reading) in part.into_iter().zip(places).zip(readings) {
+            reads.push(self.begin_read(&client, group, place, reading).await?);
+        }
+        self.read_entries(&client, &mut reads).await?;
+        Ok(reads)
+    }
+
+    /// What the device may see of a group, and from where it reads on.
+    async fn begin_read<C: GenericClient>(
+        &self,
+        client: &C,
+        group: GroupId,
+        place: Option<Place>,
+        reading: Reading,
+    ) -> Result<Read, Error> {
+        if reading.revoked {
+            return Err(revoked());
+        }
+        let reader = self.readers.get(&group);
+        let (Some(place), Some(reader), false) = (place, reader, reading.intervals.is_empty())
+        else {
+            return Err(Error::no_group());
+        };
+        read::check_cursor(client, &group, reader.after, reader.chain, &place.head).await?;
+        let span = read::next_span(&reading.intervals, reader.after, place.head.seq);
+        Ok(Read {
+            group,
+            view: View {
+                place,
+                intervals: reading.intervals,
+            },
+            span,
+            entries: Vec::new(),
+        })
+    }
+
+    async fn read_entries<C: GenericClient>(
+        &self,
+        client: &C,
+        reads: &mut [Read],
+    ) -> Result<(), Error> {
+        let mut wanting: Vec<&mut Read> = reads.iter_mut().filter(|r| r.span.is_some()).collect();
+        if wanting.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<(&[u8], u64)> = wanting
+            .iter()
+            .filter_map(|read| Some((&*read.group, read.span?.after)))
+            .collect();
+        let each = u32::try_from(PART_ENTRIES.div_ceil(asked.len())).unwrap_or(1);
+        let entries = store::log::read_many(client, &asked, each, INLINE_PAYLOAD_BYTES)
+            .await
+            .map_err(DbError::from)?;
+        for (index, entry) in entries {
+            if let Some(read) = wanting.get_mut(index)
+                && read.span.is_some_and(|span| entry.seq <= span.until)
+            {
+                read.entries.push(entry);
+            }
+        }
+        for read in wanting {
+            let first = read.entries.first().map(|entry| entry.seq);
+            match (first, read.span) {
+                (Some(first), Some(span)) if first == span.after + 1 => {}
+                (Some(_), _) => return Err(read::past_retention(client, &read.group).await?),
+                (None, _) => return Err(Error::Corrupt("a hole in the log")),
             }
         }
         Ok(())
     }
 
-    /// Sends the next frame of one group; true if there is more.
-    async fn step(&mut self, group: &[u8]) -> Result<bool, End> {
-        let Some(reader) = self.readers.get(group).cloned() else {
-            return Ok(false);
-        };
-        let Some(view) = self.view(group).await? else {
-            return Err(Error::no_group().into());
-        };
-        read::check_cursor(&self.node, group, reader.after, reader.chain, view.head.seq).await?;
-        if let Some(reader) = self.readers.get_mut(group) {
-            reader.chain = None;
+    /// Sends the next frame of one group; it is due again if there is more.
+    async fn step(&mut self, read: Read) -> Result<(), Error> {
+        let Read {
+            group,
+            view,
+            span,
+            entries,
+        } = read;
+        let head_seq = view.place.head.seq;
+        let mut after = None;
+        if span.is_some() {
+            let client = self.node.db.client().await?;
+            let mut rows = entries.into_iter().peekable();
+            let next = read::page_of(
+                &self.node,
+                &client,
+                &group,
+                &mut rows,
+                FRAME_BYTES,
+                head_seq,
+            )
+            .await?;
+            drop(client);
+            after = next.last();
+            self.send(next.into()).await;
         }
-        let Some(span) = read::next_span(&view.intervals, reader.after, view.head.seq) else {
-            return self.nothing_new(group, &view).await;
+        let Some(reader) = self.readers.get_mut(&group) else {
+            return Ok(());
         };
-        let next = read::next(&self.node, group, span, FRAME_BYTES, view.head.seq).await?;
-        let Some(after) = next.last() else {
-            return Err(Error::Corrupt("a hole in the log").into());
-        };
-        let reader = Reader {
-            after,
-            chain: None,
-            ended: false,
-        };
-        self.readers.insert(group.to_vec(), reader);
-        let frame = match next {
-            Next::Entries(entries) => frame::Frame::Entries(entries),
-            Next::Pruned(pruned) => frame::Frame::Pruned(pruned),
-        };
-        self.send(frame).await?;
-        Ok(true)
+        reader.chain = None;
+        if let Some(after) = after {
+            reader.after = after;
+            reader.ended = false;
+        }
+        if read::next_span(&view.intervals, reader.after, head_seq).is_some() {
+            self.look_at(&group);
+            return Ok(());
+        }
+        self.at_head(&group, &view).await;
+        Ok(())
     }
 
     /// At the head: state for members, the end for those who were removed.
-    async fn nothing_new(&mut self, group: &[u8], view: &View) -> Result<bool, End> {
-        if let Some((at_seq, why)) = end_of(view) {
-            if at_seq > view.head.seq {
-                // Removed after the head was read: its removing Commit comes first.
-                return Ok(true);
-            }
-            let Some(reader) = self.readers.get_mut(group) else {
-                return Ok(false);
-            };
-            if !std::mem::replace(&mut reader.ended, true) {
+    async fn at_head(&mut self, group: &GroupId, view: &View) {
+        let head = &view.place.head;
+        let end = end_of(view);
+        let Some(reader) = self.readers.get_mut(group) else {
+            return;
+        };
+        match end {
+            // Removed after the head was read: its removing Commit comes first.
+            Some((at_seq, _)) if at_seq > head.seq => self.look_at(group),
+            Some(_) if std::mem::replace(&mut reader.ended, true) => {}
+            Some((at_seq, why)) => {
                 let ended = Ended {
                     group: Some(read::group_ref(&self.node, group)),
                     at_seq,
                     why: why.into(),
                 };
-                self.send(frame::Frame::Ended(ended)).await?;
+                self.send(frame::Frame::Ended(ended)).await;
             }
-            return Ok(false);
+            None => {
+                reader.follows = true;
+                let position = Position {
+                    seq: head.seq,
+                    roster_seq: view.place.roster_seq,
+                };
+                self.node.hub.begin(&reader.room, position);
+                let state = read::state(&self.node, group, head);
+                self.send(frame::Frame::State(state)).await;
+            }
         }
-        let state = read::state(&self.node, group, &view.head);
-        self.send(frame::Frame::State(state)).await?;
-        Ok(false)
     }
 
-    /// What the device may see of a group now; `None` for a group that it was never in.
-    async fn view(&self, group: &[u8]) -> Result<Option<View>, End> {
-        let client = self.node.db.client().await?;
-        // The head first, as in `read::view`.
-        let head = store::groups::head(&client, group).await?;
-        let reading = store::roster::reading(&client, group, self.caller.key).await?;
-        if reading.revoked {
-            return Err(Error::refused(Reason::DeviceRevoked, "this device was revoked").into());
-        }
-        Ok(head
-            .filter(|_| !reading.intervals.is_empty())
-            .map(|head| View {
-                head,
-                intervals: reading.intervals,
-            }))
-    }
-
-    async fn heartbeat(&mut self) -> Result<(), End> {
-        let groups: Vec<Vec<u8>> = self.readers.keys().cloned().collect();
-        let client = self.node.db.client().await?;
-        let now = store::groups::now(&client).await?;
-        let pulses = store::groups::pulses(&client, &groups).await?;
-        drop(client);
+    /// Heads that moved and did not come yet, as the node's poll saw them: a stream whose live half died is noticed.
+    async fn heartbeat(&mut self) -> Result<(), Error> {
+        let behind: Vec<(GroupId, u64)> = self
+            .readers
+            .iter()
+            .map(|(group, reader)| (group, reader, reader.room.head_seq()))
+            .filter(|(_, reader, head_seq)| reader.follows && reader.after < *head_seq)
+            .map(|(group, _, head_seq)| (group.clone(), head_seq))
+            .collect();
         let mut moved = Vec::new();
-        for (group, Pulse { head_seq, .. }) in pulses {
-            let behind = self.readers.get(&group).is_some_and(|r| r.after < head_seq);
-            if behind {
-                moved.push(State {
-                    group: Some(read::group_ref(&self.node, &group)),
-                    head_seq,
-                    ..State::default()
-                });
-                self.due.push_back(group);
-            }
+        for (group, head_seq) in behind {
+            moved.push(State {
+                group: Some(read::group_ref(&self.node, &group)),
+                head_seq,
+                ..State::default()
+            });
+            self.look_at(&group);
         }
+        let now = self.node.gate.clock.now(&self.node.db).await?;
         self.send(frame::Frame::Heartbeat(Heartbeat {
             server_time_micros: now,
             heads: moved,
         }))
-        .await?;
-        self.drain().await
+        .await;
+        Ok(())
     }
 
-    async fn send(&self, frame: frame::Frame) -> Result<(), End> {
-        let frame = Frame { frame: Some(frame) };
-        self.sink.send(Ok(frame)).await.map_err(|_| End::Gone)
-    }
-}
-
-struct View {
-    head: crate::group::Head,
-    intervals: Vec<Interval>,
-}
-
-/// Follows the heads of everything that this node's streams watch: once per node, not per stream.
-pub async fn poll_heads(node: Node, shutdown: Shutdown) {
-    let mut ticker = shutdown.ticker(Duration::from_millis(node.config.head_poll_millis));
-    while ticker.next().await {
-        if let Err(error) = poll_once(&node).await {
-            tracing::warn!(%error, "cannot poll the heads");
+    async fn send(&mut self, frame: frame::Frame) {
+        frames::put(&mut self.out, frame);
+        if self.out.len() >= OUT_BYTES {
+            self.flush().await;
         }
     }
-}
 
-async fn poll_once(node: &Node) -> Result<(), DbError> {
-    let (groups, devices) = node.hub.watched();
-    if groups.is_empty() && devices.is_empty() {
-        return Ok(());
+    async fn flush(&mut self) {
+        if !self.out.is_empty() {
+            let bytes = std::mem::take(&mut self.out);
+            self.outlet.put(bytes.freeze()).await;
+        }
     }
-    let client = node.db.client().await?;
-    let pulses = store::groups::pulses(&client, &groups).await?;
-    for (group, pulse) in &pulses {
-        node.hub.group_moved(group, pulse.head_seq);
-    }
-    for (device, pulse) in store::roster::pulses(&client, &devices).await? {
-        node.hub.device_polled(device, pulse);
-    }
-    drop(client);
-    asking::look(node, &pulses).await
 }

@@ -329,24 +329,7 @@ async fn an_unknown_device_may_be_revoked_and_the_last_leaver_closes_the_group()
     let mut stream = subscribe(&world, &a).await;
     for device in [&b, &c, &a] {
         let joined_seq = if device.device == a.device { 0 } else { 1 };
-        let expires_at = time::OffsetDateTime::now_utc().unix_timestamp() + 3_600;
-        let content = chancery_proto::signed::leave(
-            (forge::DOMAIN, &group.id),
-            (forge::DOMAIN, device.device.as_bytes()),
-            joined_seq,
-            expires_at,
-        );
-        let bytes = chancery_proto::signed::to_be_signed(chancery_proto::signed::LEAVE, &content);
-        let request = LeaveGroupRequest {
-            group: Some(group.reference()),
-            message_id: Uuid::new_v4().as_bytes().to_vec().into(),
-            joined_seq,
-            expires_at,
-            signature: device.sign(&bytes).into(),
-        };
-        let request = world.by(device, request);
-        let left = world.client().leave_group(request).await.unwrap();
-        group.seq = left.into_inner().seq;
+        group.seq = world.leave(device, &group, joined_seq).await;
     }
     let refused = send(&world, &a, group.message(Uuid::new_v4(), 1)).await;
     assert_eq!(reason(&refused.unwrap_err()), Reason::GroupClosed);

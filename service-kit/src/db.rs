@@ -1,5 +1,6 @@
 //! The pool, and transactions that are named, metered and repeated where that is safe.
 
+mod listen;
 mod pipeline;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio_postgres::{
     error::{Severity, SqlState},
 };
 
+pub use listen::{Listener, NOTIFICATION_BYTES};
 pub use pipeline::Pipeline;
 
 use crate::lifecycle::Shutdown;
@@ -220,6 +222,7 @@ const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,
+    config: tokio_postgres::Config,
 }
 
 impl std::fmt::Debug for Db {
@@ -288,7 +291,7 @@ impl Db {
             .connect_timeout(Duration::from_secs(5))
             .tcp_user_timeout(Duration::from_secs(20));
         let manager = Manager::from_config(
-            config,
+            config.clone(),
             NoTls,
             ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
@@ -301,7 +304,7 @@ impl Db {
             .pre_recycle(alive())
             .runtime(Runtime::Tokio1)
             .build()?;
-        Ok(Self { pool })
+        Ok(Self { pool, config })
     }
 
     /// A connection for reading.

@@ -12,6 +12,7 @@
 //! | [`local_postgres`] | a private PostgreSQL, supervised |
 //! | `test_db` | databases for tests (feature `test-support`) |
 
+mod cork;
 pub mod db;
 mod layers;
 pub mod lifecycle;

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::{
     server::NamedService,
     service::Routes,
@@ -11,6 +11,7 @@ use tonic::{
 use tower::Service;
 
 use crate::{
+    cork::Corked,
     layers::{Guard, GuardOptions},
     lifecycle::Shutdown,
     listen::{Bound, Socket},
@@ -134,6 +135,7 @@ pub async fn serve_grpc(
         match bound.socket {
             Socket::Tcp(listener) => {
                 let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                let incoming = incoming.map(|socket| socket.map(Corked::new));
                 router
                     .serve_with_incoming_shutdown(incoming, draining)
                     .await

@@ -5,6 +5,10 @@ use service_kit::lifecycle::Shutdown;
 use service_kit::telemetry::{self, LogFormat};
 use single_node::Options;
 
+/// As in `delivery-service`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Chancery on one machine: a private PostgreSQL and both services.
 #[derive(Debug, Parser)]
 #[command(name = "single-node", version)]

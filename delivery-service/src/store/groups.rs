@@ -4,7 +4,7 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{hash32, signed, unsigned};
+use super::{hash32, place_of, signed, unsigned};
 use crate::group::{Committer, ConfirmBy, DeviceKey, ExternalJoin, Head, Stage};
 
 fn stage_code(stage: Stage) -> i16 {
@@ -177,6 +177,38 @@ pub async fn head<C: GenericClient>(client: &C, group: &[u8]) -> Result<Option<H
         .map(head_of))
 }
 
+/// A head and the last Commit before it: memberships change by Commits only.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The head.
+    pub head: Head,
+    /// 0 before the first Commit.
+    pub roster_seq: u64,
+}
+
+/// Reads the heads of several groups without a lock; each with the place of its group in the question.
+pub async fn places<C: GenericClient>(
+    client: &C,
+    groups: &[&[u8]],
+) -> Result<Vec<(usize, Place)>, Error> {
+    let sql = concat!(
+        "/* groups::places */ SELECT q.n, h.* FROM unnest($1::bytea[]) WITH ORDINALITY AS q(id, n), LATERAL (SELECT ",
+        head_columns!(),
+        ", roster_seq FROM group_heads WHERE group_id = q.id OFFSET 0) h"
+    );
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&groups])
+        .await?;
+    let places = rows.iter().map(|row| {
+        let place = Place {
+            head: head_of(row),
+            roster_seq: unsigned(row.get("roster_seq")),
+        };
+        (place_of(row), place)
+    });
+    Ok(places.collect())
+}
+
 /// What a poll reads of a group's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pulse {
@@ -191,7 +223,7 @@ pub struct Pulse {
 /// The pulses of several groups.
 pub async fn pulses<C: GenericClient>(
     client: &C,
-    groups: &[Vec<u8>],
+    groups: &[&[u8]],
 ) -> Result<Vec<(Vec<u8>, Pulse)>, Error> {
     let sql = "/* groups::pulses */ SELECT group_id, head_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, pending_removals \
                FROM group_heads WHERE group_id = ANY($1)";

@@ -318,17 +318,26 @@ pub struct Page {
     pub inline_payload_bytes: u32,
 }
 
+macro_rules! entry_columns {
+    () => {
+        "l.seq, l.epoch, l.epoch_seq, l.kind, l.message_id, (extract(epoch FROM l.accepted_at) * 1000000)::bigint AS at_micros, l.content_hash, l.chain, \
+         l.pruned, length(l.payload)::bigint AS payload_bytes, \
+         (SELECT e.group_state_hash FROM epochs e WHERE e.group_id = l.group_id AND e.epoch_seq = l.seq) AS group_state_hash"
+    };
+}
+
 /// The next entries, in order.
 pub async fn read_after<C: GenericClient>(
     client: &C,
     group: &[u8],
     page: Page,
 ) -> Result<Vec<Entry>, Error> {
-    let sql = "/* log::read_after */ SELECT l.seq, l.epoch, l.epoch_seq, l.kind, l.message_id, \
-               (extract(epoch FROM l.accepted_at) * 1000000)::bigint, l.content_hash, l.chain, \
-               CASE WHEN length(l.payload) <= $5 THEN l.payload ELSE ''::bytea END, length(l.payload)::bigint, e.group_state_hash, l.pruned \
-               FROM log l LEFT JOIN epochs e ON e.group_id = l.group_id AND e.epoch_seq = l.seq \
-               WHERE l.group_id = $1 AND l.seq > $2 AND l.seq <= $3 ORDER BY l.seq LIMIT $4";
+    let sql = concat!(
+        "/* log::read_after */ SELECT ",
+        entry_columns!(),
+        ", CASE WHEN length(l.payload) <= $5 THEN l.payload ELSE ''::bytea END AS payload \
+         FROM log l WHERE l.group_id = $1 AND l.seq > $2 AND l.seq <= $3 ORDER BY l.seq LIMIT $4"
+    );
     let inline = i32::try_from(page.inline_payload_bytes).unwrap_or(i32::MAX);
     let rows = client
         .query(
@@ -345,20 +354,49 @@ pub async fn read_after<C: GenericClient>(
     Ok(rows.iter().map(entry_of).collect())
 }
 
+/// The next entries of several logs, each with the place of its group in the question; at most so many of each.
+pub async fn read_many<C: GenericClient>(
+    client: &C,
+    groups: &[(&[u8], u64)],
+    entries: u32,
+    inline_payload_bytes: u32,
+) -> Result<Vec<(usize, Entry)>, Error> {
+    let sql = concat!(
+        "/* log::read_many */ SELECT q.n, p.* FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS q(group_id, after, n) \
+         CROSS JOIN LATERAL (SELECT ",
+        entry_columns!(),
+        ", CASE WHEN length(l.payload) <= $4 THEN l.payload ELSE ''::bytea END AS payload \
+         FROM log l WHERE l.group_id = q.group_id AND l.seq > q.after ORDER BY l.seq LIMIT $3) p ORDER BY q.n, p.seq"
+    );
+    let (ids, afters): (Vec<&[u8]>, Vec<i64>) =
+        groups.iter().map(|(id, seq)| (*id, signed(*seq))).unzip();
+    let inline = i32::try_from(inline_payload_bytes).unwrap_or(i32::MAX);
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&ids, &afters, &i64::from(entries), &inline],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| (place_of(row), entry_of(row)))
+        .collect())
+}
+
 fn entry_of(row: &Row) -> Entry {
     Entry {
-        seq: unsigned(row.get(0)),
-        epoch: unsigned(row.get(1)),
-        epoch_seq: unsigned(row.get(2)),
-        kind: row.get(3),
-        message_id: row.get(4),
-        accepted_at: row.get(5),
-        content_hash: hash32(row.get(6)),
-        chain: hash32(row.get(7)),
-        payload: row.get(8),
-        payload_bytes: unsigned(row.get(9)),
-        group_state_hash: row.get(10),
-        pruned: row.get(11),
+        seq: unsigned(row.get("seq")),
+        epoch: unsigned(row.get("epoch")),
+        epoch_seq: unsigned(row.get("epoch_seq")),
+        kind: row.get("kind"),
+        message_id: row.get("message_id"),
+        accepted_at: row.get("at_micros"),
+        content_hash: hash32(row.get("content_hash")),
+        chain: hash32(row.get("chain")),
+        payload: row.get("payload"),
+        payload_bytes: unsigned(row.get("payload_bytes")),
+        group_state_hash: row.get("group_state_hash"),
+        pruned: row.get("pruned"),
     }
 }
 

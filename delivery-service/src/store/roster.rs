@@ -99,26 +99,56 @@ pub async fn reading<C: GenericClient>(
     group: &[u8],
     device: DeviceKey,
 ) -> Result<Reading, Error> {
-    let sql = "/* roster::reading */ SELECT m.joined_seq, m.removed_seq, m.voided, \
+    let readings = readings(client, &[group], device).await?;
+    Ok(readings.into_iter().next().unwrap_or_default())
+}
+
+/// [`reading`] of several groups, in their order; one that the device was never in has no intervals.
+pub async fn readings<C: GenericClient>(
+    client: &C,
+    groups: &[&[u8]],
+    device: DeviceKey,
+) -> Result<Vec<Reading>, Error> {
+    let sql = "/* roster::readings */ SELECT q.n, m.joined_seq, m.removed_seq, m.voided, \
                EXISTS (SELECT 1 FROM devices d WHERE d.domain_id = $2 AND d.device_id = $3 AND d.revoked) \
-               FROM members m WHERE m.group_id = $1 AND m.domain_id = $2 AND m.device_id = $3 ORDER BY m.joined_seq";
+               FROM unnest($1::bytea[]) WITH ORDINALITY AS q(group_id, n) CROSS JOIN LATERAL \
+               (SELECT joined_seq, removed_seq, voided FROM members WHERE group_id = q.group_id AND domain_id = $2 AND device_id = $3 OFFSET 0) m \
+               ORDER BY q.n, m.joined_seq";
     let rows = client
         .query(
             &client.prepare_cached(sql).await?,
-            &[&group, &device.domain, &device.device],
+            &[&groups, &device.domain, &device.device],
         )
         .await?;
-    Ok(Reading {
-        intervals: rows
-            .iter()
-            .map(|row| Interval {
-                joined_seq: unsigned(row.get(0)),
-                removed_seq: row.get::<_, Option<i64>>(1).map(unsigned),
-                voided: row.get(2),
-            })
-            .collect(),
-        revoked: rows.first().is_some_and(|row| row.get(3)),
-    })
+    let mut readings = vec![Reading::default(); groups.len()];
+    for row in &rows {
+        if let Some(reading) = readings.get_mut(place_of(row)) {
+            reading.revoked = row.get(4);
+            reading.intervals.push(Interval {
+                joined_seq: unsigned(row.get(1)),
+                removed_seq: row.get::<_, Option<i64>>(2).map(unsigned),
+                voided: row.get(3),
+            });
+        }
+    }
+    Ok(readings)
+}
+
+/// Whose memberships of several groups ended after a seq, each with the place of its group in the question.
+pub async fn left_after<C: GenericClient>(
+    client: &C,
+    groups: &[(&[u8], u64)],
+) -> Result<Vec<(usize, DeviceKey)>, Error> {
+    let sql = "/* roster::left_after */ SELECT m.domain_id, m.device_id, q.n \
+               FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS q(group_id, after, n) \
+               CROSS JOIN LATERAL (SELECT domain_id, device_id FROM members WHERE group_id = q.group_id AND removed_seq > q.after OFFSET 0) m";
+    let (ids, seqs): (Vec<&[u8]>, Vec<i64>) =
+        groups.iter().map(|(id, seq)| (*id, signed(*seq))).unzip();
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&ids, &seqs])
+        .await?;
+    let left = rows.iter().map(|row| (place_of(row), device_key(row)));
+    Ok(left.collect())
 }
 
 /// Looks up open memberships of several groups: prepared, so that it can follow a lock in the same round trip.

@@ -97,7 +97,9 @@ impl World {
             self._root.path().display()
         );
         let mut args = vec!["x", "--domain", DOMAIN, "--auth-service", &auth];
-        args.extend(["--head-poll-millis", "20"]);
+        if !options.contains(&"--head-poll-millis") {
+            args.extend(["--head-poll-millis", "20"]);
+        }
         args.extend(options);
         let config = Cli::parse_from(args).config;
         let public = bind(&"127.0.0.1:0".parse().unwrap(), None, false)
@@ -154,6 +156,27 @@ impl World {
             .unwrap()
     }
 
+    /// Asks to leave; the entry's seq.
+    pub async fn leave(&self, device: &Device, group: &Group, joined_seq: u64) -> u64 {
+        let expires_at = time::OffsetDateTime::now_utc().unix_timestamp() + 3_600;
+        let content = chancery_proto::signed::leave(
+            (DOMAIN, &group.id),
+            (DOMAIN, device.device.as_bytes()),
+            joined_seq,
+            expires_at,
+        );
+        let bytes = chancery_proto::signed::to_be_signed(chancery_proto::signed::LEAVE, &content);
+        let request = LeaveGroupRequest {
+            group: Some(group.reference()),
+            message_id: Uuid::new_v4().as_bytes().to_vec().into(),
+            joined_seq,
+            expires_at,
+            signature: device.sign(&bytes).into(),
+        };
+        let left = self.client().leave_group(self.by(device, request)).await;
+        left.unwrap().into_inner().seq
+    }
+
     /// Records a revocation as the status feed does.
     pub async fn revoke(&self, device: &Device) {
         let db = Db::connect(&self.db.url(), &PoolOptions::default()).unwrap();
@@ -163,6 +186,9 @@ impl World {
                 let domain = store::devices::domain_id(tx, DOMAIN).await?;
                 let key = delivery_service::group::DeviceKey { domain, device: id };
                 store::revocations::revoke(tx, key, b"evidence").await?;
+                let feed = store::devices::auth_service(tx, domain).await?.unwrap();
+                let seq = feed.seq + 1;
+                store::devices::advance_feed(tx, domain, b"history", seq).await?;
                 Ok::<_, TxError<delivery_service::error::Error>>(())
             })
         })

@@ -65,7 +65,7 @@ impl Person {
 pub struct Node {
     child: Child,
     /// Where it listens.
-    pub url: String,
+    pub address: SocketAddr,
 }
 
 impl Drop for Node {
@@ -195,8 +195,7 @@ impl Ground {
             arg(&self.root_pem)
         ));
         let child = command.stdout(Stdio::null()).stderr(log).spawn()?;
-        let url = format!("http://{address}");
-        self.nodes.push(Node { child, url });
+        self.nodes.push(Node { child, address });
         let until = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(address).is_err() {
             ensure!(Instant::now() < until, "the node does not become ready");
@@ -210,8 +209,8 @@ impl Ground {
     /// # Errors
     /// It cannot be made.
     pub async fn client(&self, node: usize) -> anyhow::Result<DeliveryServiceClient<Channel>> {
-        let node = self.nodes.get(node).context("no such node")?;
-        Ok(DeliveryServiceClient::connect(node.url.clone()).await?)
+        let url = format!("http://{}", self.address(node)?);
+        Ok(DeliveryServiceClient::connect(url).await?)
     }
 
     /// Connections of its own, as a node has them.
@@ -240,6 +239,28 @@ impl Ground {
             postgres += cpu_of(&pid.to_string()).unwrap_or_default();
         }
         Ok([cpu_of(&node.child.id().to_string())?, postgres])
+    }
+
+    /// Memory of the first node's process that is not shared or swapped out, in KiB.
+    ///
+    /// # Errors
+    /// `/proc` does not say.
+    pub fn memory_kib(&self) -> anyhow::Result<f64> {
+        let node = self.nodes.first().context("no node")?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", node.child.id()))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(number.context("no RssAnon")?.trim().parse()?)
+    }
+
+    /// Where a node listens.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn address(&self, node: usize) -> anyhow::Result<SocketAddr> {
+        Ok(self.nodes.get(node).context("no such node")?.address)
     }
 
     /// Makes groups in which all of `members` are.
@@ -351,7 +372,11 @@ fn migrate(programs: &Programs, cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn free_address() -> anyhow::Result<SocketAddr> {
+/// A loopback port that nobody listens on.
+///
+/// # Errors
+/// There is none.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 

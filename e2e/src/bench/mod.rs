@@ -7,13 +7,19 @@
 //! | [`load`] | messages through gRPC, many under way at once, or one after the other |
 //! | [`bare`] | the baselines: the same rows written by plain SQL |
 //! | [`appends`] | the figures of the append path |
+//! | [`fanout`], [`http2`] | one message to thousands, and who only counts what arrives |
+//! | [`broadcast`], [`nats`] | what others do: a plain tonic server, NATS |
 //!
 //! People and groups are made by SQL and messages by hand: a node reads a message's framing and nothing else of it.
 
 pub mod appends;
 pub mod bare;
+pub mod broadcast;
+pub mod fanout;
 pub mod ground;
+pub mod http2;
 pub mod load;
+pub mod nats;
 pub mod table;
 
 use std::time::Duration;
@@ -35,6 +41,12 @@ pub struct Options {
     pub many_groups: u32,
     /// Sizes of the groups whose appends are compared; the first is the baseline.
     pub members: Vec<u32>,
+    /// Who listens with a connection for each stream.
+    pub wide: fanout::Crowd,
+    /// Who listens with many streams on each connection.
+    pub deep: fanout::Crowd,
+    /// Messages that are sent to them.
+    pub rounds: usize,
 }
 
 impl Options {
@@ -46,6 +58,15 @@ impl Options {
             measured: Duration::from_secs(10),
             many_groups: 100_000,
             members: vec![2, 100, 10_000, 100_000],
+            wide: fanout::Crowd {
+                connections: 5_000,
+                streams: 1,
+            },
+            deep: fanout::Crowd {
+                connections: 100,
+                streams: 100,
+            },
+            rounds: 40,
         }
     }
 
@@ -57,6 +78,15 @@ impl Options {
             measured: Duration::from_secs(2),
             many_groups: 10_000,
             members: vec![2, 1_000],
+            wide: fanout::Crowd {
+                connections: 500,
+                streams: 1,
+            },
+            deep: fanout::Crowd {
+                connections: 20,
+                streams: 50,
+            },
+            rounds: 20,
         }
     }
 }
@@ -72,6 +102,9 @@ pub async fn run(
 ) -> anyhow::Result<Vec<table::Row>> {
     let mut table = Table::new(options.slack, tell);
     let mut ground = Ground::start(programs).await?;
+    if "fan-out".contains(&options.only) {
+        fanout::measure(&ground, options, &mut table).await?;
+    }
     appends::measure(&mut ground, options, &mut table).await?;
     Ok(table.rows)
 }

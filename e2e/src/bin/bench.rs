@@ -18,14 +18,21 @@ struct Cli {
     /// Short, with less of everything: to see that it works.
     #[arg(long)]
     short: bool,
-    /// Only parts whose name holds this: alone, crowd, hot, wide, sizes, nodes.
+    /// Only parts whose name holds this: fan-out, alone, crowd, hot, wide, sizes, nodes.
     #[arg(long, value_name = "PART", default_value = "")]
     only: String,
+    /// Be the plain server that fan-out is compared with.
+    #[arg(long, hide = true)]
+    serve_broadcast: bool,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    if cli.serve_broadcast {
+        bench::broadcast::serve().await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut options = if cli.short {
         Options::short()
     } else {

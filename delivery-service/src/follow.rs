@@ -1,0 +1,237 @@
+//! The common reader: what is new in followed groups is read once for all streams of this node, and encoded once.
+//!
+//! Who may have what it shares? A follower has shown, by its own reading, that it is a member and has everything up to its place. Memberships end by
+//! Commits only, so after each Commit the devices whose membership ended are read and named in the pieces; they read for themselves. Revocations are
+//! looked for after the entries were read, and before these are shared: whatever was accepted after a revocation is not shared before the device's
+//! streams know of it.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use chancery_proto::delivery::v1::frame;
+use futures_util::future::try_join;
+use service_kit::{db::DbError, lifecycle::Shutdown};
+
+use crate::{
+    error::Error,
+    frames,
+    group::{DeviceKey, Stage},
+    hub::{Piece, Position, Room},
+    node::Node,
+    read::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Next},
+    store::{self, devices::Feed, groups::Place, log::Entry},
+};
+
+/// Groups in one round.
+const ROUND_ROOMS: usize = 64;
+/// Entries of each.
+const ROUND_ENTRIES: u32 = 64;
+
+/// Reads for followers until shutdown.
+pub async fn run(node: Node, shutdown: Shutdown) {
+    let soft = shutdown.soft();
+    let mut reader = Reader {
+        revocations: Revocations::default(),
+        node,
+    };
+    loop {
+        let rooms = tokio::select! {
+            rooms = reader.node.hub.to_read(ROUND_ROOMS) => rooms,
+            () = soft.cancelled() => return,
+        };
+        if let Err(error) = reader.round(&rooms).await {
+            tracing::warn!(%error, "cannot read for followers");
+            for (room, _) in &rooms {
+                reader.node.hub.was_missed(room);
+            }
+        }
+    }
+}
+
+/// Which revocations this node's streams know of.
+#[derive(Debug, Default)]
+pub struct Revocations {
+    /// Where the status feeds were when the devices of all streams were looked at.
+    feeds: Option<Vec<Feed>>,
+}
+
+impl Revocations {
+    /// Looks where the status feeds are, and tells the streams of every device that was revoked or cut off meanwhile.
+    ///
+    /// # Errors
+    /// The database; then nothing is known.
+    pub async fn look(&mut self, node: &Node) -> Result<(), DbError> {
+        let client = node.db.client().await?;
+        // A revocation and its place in the feed are one transaction. A stream that begins after this reads for itself first.
+        let feeds = store::devices::feeds(&client).await?;
+        if self.feeds.as_ref() == Some(&feeds) {
+            return Ok(());
+        }
+        let devices = node.hub.devices();
+        let statement = store::devices::Standings::prepare(&client).await?;
+        for (place, standing) in statement.run(&client, &devices).await? {
+            if let Some((device, _)) = devices.get(place) {
+                if standing.revoked {
+                    node.hub.revoke(*device);
+                }
+                if standing.suspended {
+                    node.hub.suspend(*device);
+                }
+            }
+        }
+        self.feeds = Some(feeds);
+        Ok(())
+    }
+}
+
+struct Reader {
+    node: Node,
+    revocations: Revocations,
+}
+
+/// A room in a round: what was read for it.
+struct Read<'r> {
+    room: &'r Arc<Room>,
+    from: Position,
+    place: Option<Place>,
+    entries: Vec<Entry>,
+    leavers: Vec<DeviceKey>,
+}
+
+impl Reader {
+    async fn round(&mut self, rooms: &[(Arc<Room>, Option<Position>)]) -> Result<(), Error> {
+        let mut reads = Vec::new();
+        for (room, from) in rooms {
+            match from {
+                Some(from) => reads.push(Read {
+                    room,
+                    from: *from,
+                    place: None,
+                    entries: Vec::new(),
+                    leavers: Vec::new(),
+                }),
+                // Nobody is at its head: whoever follows is on the way there.
+                None => {
+                    room.scatter();
+                    self.node.hub.was_read(room, false);
+                }
+            }
+        }
+        if reads.is_empty() {
+            return Ok(());
+        }
+        self.read(&mut reads).await?;
+        self.revocations.look(&self.node).await?;
+        for read in reads {
+            let room = read.room.clone();
+            let more = self.share(read).await?;
+            self.node.hub.was_read(&room, more);
+        }
+        Ok(())
+    }
+
+    /// Entries of all rooms, where their heads are, and who left.
+    async fn read(&self, reads: &mut [Read<'_>]) -> Result<(), DbError> {
+        let client = self.node.db.client().await?;
+        let afters: Vec<(&[u8], u64)> = reads
+            .iter()
+            .map(|read| (&**read.room.id(), read.from.seq))
+            .collect();
+        let ids: Vec<&[u8]> = afters.iter().map(|(id, _)| *id).collect();
+        // Under way together: whichever is read first, entries beyond the head that was read are left for the next round.
+        let (entries, places) = try_join(
+            store::log::read_many(&client, &afters, ROUND_ENTRIES, INLINE_PAYLOAD_BYTES),
+            store::groups::places(&client, &ids),
+        )
+        .await?;
+        for (place, entry) in entries {
+            if let Some(read) = reads.get_mut(place) {
+                read.entries.push(entry);
+            }
+        }
+        for (place, head) in places {
+            if let Some(read) = reads.get_mut(place) {
+                read.place = Some(head);
+            }
+        }
+        let committed: Vec<usize> = (0..reads.len())
+            .filter(|index| reads[*index].roster_moved())
+            .collect();
+        if committed.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<(&[u8], u64)> = committed
+            .iter()
+            .map(|index| &reads[*index])
+            .map(|read| (&**read.room.id(), read.from.roster_seq))
+            .collect();
+        for (place, device) in store::roster::left_after(&client, &asked).await? {
+            if let Some(read) = committed.get(place).and_then(|i| reads.get_mut(*i)) {
+                read.leavers.push(device);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares what was read of one room; true if there is more.
+    async fn share(&self, read: Read<'_>) -> Result<bool, Error> {
+        let Some(place) = read.place.as_ref() else {
+            read.room.scatter();
+            return Ok(false);
+        };
+        let group: &[u8] = read.room.id();
+        let head = &place.head;
+        let mut rows: Vec<Entry> = read.entries;
+        rows.retain(|row| row.seq <= head.seq);
+        let mut next_seq = read.from.seq + 1;
+        let shared = rows.iter().all(|row| {
+            let fits = row.seq == next_seq && !row.pruned;
+            next_seq += 1;
+            fits
+        });
+        if head.stage != Stage::Open || !shared {
+            read.room.scatter();
+            return Ok(false);
+        }
+        let last = rows.last().map_or(read.from.seq, |row| row.seq);
+        let leavers: Arc<[DeviceKey]> = read.leavers.into();
+        let client = self.node.db.client().await?;
+        let mut pieces = Vec::new();
+        let mut after = read.from.seq;
+        let mut rows = rows.into_iter().peekable();
+        while rows.peek().is_some() {
+            let next =
+                read::page_of(&self.node, &client, group, &mut rows, FRAME_BYTES, head.seq).await?;
+            let Next::Entries(entries) = next else {
+                return Err(Error::Corrupt("a pruned entry at the head of a log"));
+            };
+            let until = entries.entries.last().map_or(after, |entry| entry.seq);
+            let mut bytes = BytesMut::new();
+            frames::put(&mut bytes, frame::Frame::Entries(entries));
+            if until == head.seq {
+                let state = read::state(&self.node, group, head);
+                frames::put(&mut bytes, frame::Frame::State(state));
+            }
+            pieces.push(Piece {
+                after,
+                last: until,
+                bytes: bytes.freeze(),
+                leavers: leavers.clone(),
+            });
+            after = until;
+        }
+        let position = Position {
+            seq: last,
+            roster_seq: place.roster_seq,
+        };
+        read.room.share(pieces, position);
+        Ok(last < head.seq)
+    }
+}
+
+impl Read<'_> {
+    fn roster_moved(&self) -> bool {
+        let now = self.place.as_ref().map(|place| place.roster_seq);
+        now.is_some_and(|seq| seq != self.from.roster_seq)
+    }
+}

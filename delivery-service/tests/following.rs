@@ -1,0 +1,169 @@
+//! Following a group: what is read once and shared by many streams, with a poll that comes too late to help.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::time::Duration;
+
+use chancery_proto::{
+    common::v1::Reason,
+    delivery::v1::{SubscribeRequest, frame::Frame as Kind, *},
+};
+use support::{Group, World, forge::Device, reason, send};
+use tonic::Streaming;
+use uuid::Uuid;
+
+/// Longer than any test.
+const NO_POLL: [&str; 2] = ["--head-poll-millis", "3600000"];
+
+/// A group of these on a world of so many nodes.
+async fn group_of(nodes: usize, size: usize) -> (World, Vec<Device>, Group) {
+    let world = World::start(nodes, &NO_POLL).await;
+    let devices: Vec<Device> = (0..size).map(|_| world.device(Uuid::new_v4())).collect();
+    let all: Vec<&Device> = devices.iter().collect();
+    let mut group = Group::create(&world, all[0]).await;
+    group.add(&world, all[0], &all, &all[1..]).await;
+    (world, devices, group)
+}
+
+/// A stream that has caught up, on one of the nodes.
+async fn follow(world: &World, node: usize, by: &Device) -> Streaming<Frame> {
+    let request = SubscribeRequest {
+        all_groups: true,
+        ..SubscribeRequest::default()
+    };
+    let mut client = world.nodes[node].client.clone();
+    let answer = client.subscribe(world.by(by, request)).await.unwrap();
+    let mut stream = answer.into_inner();
+    while !matches!(next(&mut stream).await.unwrap(), Kind::CaughtUp(_)) {}
+    stream
+}
+
+async fn next(stream: &mut Streaming<Frame>) -> Result<Kind, tonic::Status> {
+    let frame = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+    Ok(frame.expect("a frame in time")?.unwrap().frame.unwrap())
+}
+
+/// The seqs of the next entries, with what belongs to no log passed over.
+async fn seqs(stream: &mut Streaming<Frame>) -> Result<Vec<u64>, tonic::Status> {
+    loop {
+        if let Kind::Entries(entries) = next(stream).await? {
+            return Ok(entries.entries.iter().map(|entry| entry.seq).collect());
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_follower_gets_the_same_entries_and_then_the_state() {
+    let (world, devices, group) = group_of(1, 5).await;
+    let mut streams = Vec::new();
+    for device in &devices {
+        streams.push(follow(&world, 0, device).await);
+    }
+    for n in 1..=3 {
+        let message = group.message(Uuid::new_v4(), 1);
+        let sent = send(&world, &devices[0], message.clone()).await.unwrap();
+        assert_eq!(sent.seq, group.seq + n);
+        for stream in &mut streams {
+            let Kind::Entries(entries) = next(stream).await.unwrap() else {
+                panic!("entries come first");
+            };
+            let [entry] = &entries.entries[..] else {
+                panic!("one at a time");
+            };
+            assert_eq!((entry.seq, &entry.chain), (sent.seq, &sent.chain));
+            assert_eq!(
+                entry.body,
+                Some(entry::Body::Payload(message.message.clone()))
+            );
+            let Kind::State(state) = next(stream).await.unwrap() else {
+                panic!("the state comes behind them");
+            };
+            assert_eq!((state.head_seq, &state.chain), (sent.seq, &sent.chain));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_follower_gets_nothing_that_was_accepted_later() {
+    let (world, devices, mut group) = group_of(1, 3).await;
+    let [a, b, c] = &devices[..] else { panic!() };
+    let mut stays = follow(&world, 0, b).await;
+    let mut gone = follow(&world, 0, c).await;
+    send(&world, a, group.message(Uuid::new_v4(), 1))
+        .await
+        .map(|sent| group.sent(&sent))
+        .unwrap();
+    assert_eq!(seqs(&mut gone).await.unwrap(), [group.seq]);
+    assert_eq!(seqs(&mut stays).await.unwrap(), [group.seq]);
+    world.revoke(c).await;
+    // No poll tells the streams: only who shares the entry does. It is one that no barrier holds up.
+    let seq = world.leave(b, &group, 1).await;
+    assert_eq!(seqs(&mut stays).await.unwrap(), [seq]);
+    let end = seqs(&mut gone).await.unwrap_err();
+    assert_eq!(reason(&end), Reason::DeviceRevoked);
+}
+
+#[tokio::test]
+async fn a_removed_follower_gets_its_removal_and_no_more() {
+    let (world, devices, mut group) = group_of(1, 3).await;
+    let [a, b, c] = &devices[..] else { panic!() };
+    let mut stays = follow(&world, 0, b).await;
+    let mut gone = follow(&world, 0, c).await;
+    group.remove(&world, a, &[a, b], &[c]).await;
+    let removed_at = group.seq;
+    let sent = send(&world, a, group.message(Uuid::new_v4(), 1))
+        .await
+        .unwrap();
+    assert_eq!(seqs(&mut gone).await.unwrap(), [removed_at]);
+    let Kind::Ended(ended) = next(&mut gone).await.unwrap() else {
+        panic!("its end follows");
+    };
+    assert_eq!((ended.at_seq, ended.why()), (removed_at, EndedWhy::Removed));
+    let mut seen = Vec::new();
+    while seen.last() != Some(&sent.seq) {
+        seen.extend(seqs(&mut stays).await.unwrap());
+    }
+    assert_eq!(seen, [removed_at, sent.seq]);
+    // Whoever comes back goes on behind the gap, on the same stream.
+    group.sent(&sent);
+    group.add(&world, a, &[a, b, c], &[c]).await;
+    assert_eq!(seqs(&mut gone).await.unwrap(), [group.seq]);
+}
+
+#[tokio::test]
+async fn nodes_wake_each_other() {
+    let (world, devices, group) = group_of(2, 2).await;
+    let mut stream = follow(&world, 1, &devices[1]).await;
+    let mut writer = world.nodes[0].client.clone();
+    let mut seen = Vec::new();
+    // The nodes need a moment to learn of one another; what was said before that is read with what comes after.
+    while seen.is_empty() {
+        let message = group.message(Uuid::new_v4(), 1);
+        writer
+            .send_message(world.by(&devices[0], message))
+            .await
+            .unwrap();
+        let more = tokio::time::timeout(Duration::from_millis(200), seqs(&mut stream)).await;
+        seen.extend(more.map_or_else(|_| Vec::new(), Result::unwrap));
+    }
+    let first: Vec<u64> = (group.seq + 1..).take(seen.len()).collect();
+    assert_eq!(seen, first);
+}
+
+#[tokio::test]
+async fn a_follower_that_reads_late_misses_nothing() {
+    let (world, devices, group) = group_of(1, 2).await;
+    let mut late = follow(&world, 0, &devices[1]).await;
+    // More than its connection holds, and more than is kept for who is a little late.
+    let (count, mut seen) = (1_000, Vec::new());
+    for _ in 0..count {
+        let message = group.message(Uuid::new_v4(), 1);
+        send(&world, &devices[0], message).await.unwrap();
+    }
+    while seen.len() < count {
+        seen.extend(seqs(&mut late).await.unwrap());
+    }
+    let all: Vec<u64> = (group.seq + 1..).take(count).collect();
+    assert_eq!(seen, all);
+}
