@@ -43,6 +43,18 @@ pub fn check_standing(standing: &Standing, user: Uuid) -> Result<(), Error> {
     Ok(())
 }
 
+/// Looks whether a caller may call at all.
+///
+/// # Errors
+/// As [`check_standing`], or the database.
+pub async fn look_at_standing(caller: &Caller, db: &Db) -> Result<(), Error> {
+    let client = db.client().await?;
+    let standing = store::devices::standing(&client, caller.key, caller.user)
+        .await
+        .map_err(DbError::from)?;
+    check_standing(&standing, caller.user)
+}
+
 /// Who calls: a device and its user, vouched for by a token.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -82,11 +94,7 @@ impl Gate {
     /// `TOKEN_MISSING`, `TOKEN_INVALID`, `TOKEN_EXPIRED`, `DEVICE_REVOKED`, or the database.
     pub async fn admit(&self, metadata: &MetadataMap, db: &Db) -> Result<Caller, Error> {
         let caller = self.recognise(metadata, db).await?;
-        let client = db.client().await?;
-        let standing = store::devices::standing(&client, caller.key, caller.user)
-            .await
-            .map_err(DbError::from)?;
-        check_standing(&standing, caller.user)?;
+        look_at_standing(&caller, db).await?;
         Ok(caller)
     }
 

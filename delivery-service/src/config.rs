@@ -34,7 +34,7 @@ pub struct Config {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub head_poll_millis: u64,
-    /// Groups, and devices, that one poll looks at; a node that follows more takes several polls for all.
+    /// Groups, and a tenth of it devices, that one poll looks at; a node that follows more takes several polls for all.
     #[arg(
         long,
         env = "CHANCERY_DS_HEAD_POLL_ITEMS",
@@ -50,11 +50,12 @@ pub struct Config {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub followers_items: u16,
-    /// Subscriptions that read what they missed at the same time; the others wait for their turn, so that live ones are not slowed down.
+    /// Subscriptions that read what they missed at the same time; the others wait for their turn, so that live ones are not slowed down. By default half as
+    /// many as there are cores.
     #[arg(
         long,
         env = "CHANCERY_DS_CATCH_UP_ITEMS",
-        default_value_t = 4,
+        default_value_t = half_the_cores(),
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub catch_up_items: u16,
@@ -110,6 +111,11 @@ pub struct Config {
     /// Largest sizes and counts.
     #[command(flatten)]
     pub limits: Limits,
+}
+
+fn half_the_cores() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    u16::try_from(cores / 2).unwrap_or(u16::MAX).max(1)
 }
 
 /// How messages that come at the same time are appended together.

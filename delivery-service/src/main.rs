@@ -4,7 +4,7 @@ use clap::Parser;
 use delivery_service::{Config, Listeners, MIGRATIONS, serve};
 use service_kit::{
     db::{Db, PoolOptions},
-    lifecycle::Shutdown,
+    lifecycle::{Shutdown, raise_file_limit},
     listen::{ListenAddr, TlsFiles, bind},
     migrate,
     telemetry::{self, LogFormat},
@@ -83,6 +83,7 @@ struct Migrate {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     telemetry::init(cli.log_format, &cli.log)?;
+    raise_file_limit();
     match cli.command {
         Command::Migrate(options) => {
             migrate::run(

@@ -14,6 +14,9 @@ use crate::{
     store::{groups, roster},
 };
 
+/// So many groups cost as much as a device.
+const GROUPS_EACH: usize = 10;
+
 /// Polls what this node's streams watch, until shutdown.
 pub async fn run(node: Node, shutdown: Shutdown) {
     let mut ticker = shutdown.ticker(Duration::from_millis(node.config.head_poll_millis));
@@ -50,6 +53,8 @@ impl Poll {
         let groups = self
             .groups
             .split_off(self.groups.len().saturating_sub(at_most));
+        // A device is looked up in all its groups.
+        let at_most = (at_most / GROUPS_EACH).max(1);
         let devices = self
             .devices
             .split_off(self.devices.len().saturating_sub(at_most));

@@ -6,7 +6,7 @@ mod streams;
 use std::{pin::Pin, sync::Arc};
 
 use chancery_proto::delivery::v1::{delivery_service_server::DeliveryService, *};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use service_kit::lifecycle::Shutdown;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +30,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Claims in one part of an answer: 64 KeyPackages of the largest size stay below 2 MiB.
 const CLAIM_PART: usize = 64;
+/// Parts of one claim that are under way at once.
+const CLAIM_PARTS: usize = 2;
 
 fn parts<T: Send + 'static>(parts: Vec<T>) -> Answers<T> {
     Box::pin(tokio_stream::iter(parts.into_iter().map(Ok)))
@@ -42,16 +44,16 @@ impl Rpc {
     }
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        self.known(request.metadata()).await
+        let (gate, db) = (&self.node.gate, &self.node.db);
+        let caller = gate.admit(request.metadata(), db).await.map_err(status)?;
+        self.node.hub.called(caller.key);
+        Ok(caller)
     }
 
-    async fn known(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        let caller = self
-            .node
-            .gate
-            .admit(metadata, &self.node.db)
-            .await
-            .map_err(status)?;
+    /// By its token only: how the device stands is looked at later, with other things.
+    async fn recognised(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        let (gate, db) = (&self.node.gate, &self.node.db);
+        let caller = gate.recognise(metadata, db).await.map_err(status)?;
         self.node.hub.called(caller.key);
         Ok(caller)
     }
@@ -113,24 +115,17 @@ impl DeliveryService for Rpc {
         let (claim, node) = (Arc::new(claim), self.node.clone());
         let (sink, answers) = mpsc::channel(1);
         tokio::spawn(async move {
-            for part in claim.devices.chunks(CLAIM_PART) {
-                let mut claims = Vec::with_capacity(part.len());
-                for device in part {
-                    match key_packages::claim_one(&node, &claim, device).await {
-                        Ok(answer) => claims.push(answer),
-                        Err(error) => {
-                            // What was claimed before is told first: a repeat of the claim_id gets it again.
-                            let _gone = sink.send(Ok(ClaimKeyPackagesResponse { claims })).await;
-                            let _gone = sink.send(Err(status(error))).await;
-                            return;
-                        }
-                    }
-                }
-                if sink
-                    .send(Ok(ClaimKeyPackagesResponse { claims }))
-                    .await
-                    .is_err()
-                {
+            let parts: Vec<Vec<_>> = claim.devices.chunks(CLAIM_PART).map(Vec::from).collect();
+            let parts = futures_util::stream::iter(parts).map(|part| {
+                let (node, claim) = (node.clone(), claim.clone());
+                async move { key_packages::claim(&node, &claim, &part).await }
+            });
+            let mut parts = parts.buffered(CLAIM_PARTS);
+            // What was claimed before an error, or before the caller went away, is not lost: a repeat of the claim_id gets it again.
+            while let Some(part) = parts.next().await {
+                let answer = part.map(|claims| ClaimKeyPackagesResponse { claims });
+                let failed = answer.is_err();
+                if sink.send(answer.map_err(status)).await.is_err() || failed {
                     return;
                 }
             }
@@ -171,13 +166,7 @@ impl DeliveryService for Rpc {
         request: Request<SendMessageRequest>,
     ) -> Result<Response<SendMessageResponse>, Status> {
         // How the device stands is read under the group's lock, with all else.
-        let caller = self
-            .node
-            .gate
-            .recognise(request.metadata(), &self.node.db)
-            .await
-            .map_err(status)?;
-        self.node.hub.called(caller.key);
+        let caller = self.recognised(request.metadata()).await?;
         let send = prepare::send(&self.node, request.get_ref()).map_err(status)?;
         send::send_message(&self.node, &caller, send)
             .await

@@ -16,7 +16,7 @@ use chancery_proto::delivery::v1::{
     CaughtUp, Cursor, Ended, EndedWhy, Heartbeat, State, SubscribeRequest, frame,
 };
 use service_kit::db::{DbError, GenericClient};
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::Status;
 
 use crate::{
@@ -102,7 +102,7 @@ struct Stream {
     out: BytesMut,
 }
 
-/// Begins a stream. Its work is done by whoever polls the body.
+/// Begins a stream of a caller whose token is good. Its work is done by whoever polls the body.
 ///
 /// # Errors
 /// Malformed cursors, or more than the limit.
@@ -190,6 +190,10 @@ impl Stream {
     }
 
     async fn follow(&mut self) -> Result<Infallible, Error> {
+        // The answer's head is out already: thousands that come back must not hold a request each while they wait for their turn.
+        let turn = self.turn().await;
+        caller::look_at_standing(&self.caller, &self.node.db).await?;
+        drop(turn);
         self.look_at_device().await?;
         self.drain().await?;
         self.send(frame::Frame::CaughtUp(CaughtUp {})).await;
@@ -222,6 +226,13 @@ impl Stream {
             self.drain().await?;
             self.flush().await;
         }
+    }
+
+    /// Who reads what it missed takes turns with the others, so that live streams and writers find a connection.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let turns = self.node.catching_up.clone();
+        // It is never closed.
+        turns.acquire_owned().await.ok()
     }
 
     /// What a bell said.
@@ -275,11 +286,12 @@ impl Stream {
     /// New groups of the device, and its unread Welcomes: these go out before any entry of the interval that they open.
     async fn look_at_device(&mut self) -> Result<(), Error> {
         if self.all_groups {
+            let turn = self.turn().await;
             let client = self.node.db.client().await?;
             let groups = store::roster::groups_of(&client, self.caller.key)
                 .await
                 .map_err(DbError::from)?;
-            drop(client);
+            drop((client, turn));
             for group in groups {
                 match self.readers.get(group.as_slice()) {
                     None => self.add(&group, 0, None),
@@ -298,7 +310,10 @@ impl Stream {
         if !self.inbox {
             return Ok(());
         }
-        for welcome in inbox::unread(&self.node, &self.caller).await? {
+        let turn = self.turn().await;
+        let welcomes = inbox::unread(&self.node, &self.caller).await?;
+        drop(turn);
+        for welcome in welcomes {
             let id = welcome
                 .group
                 .as_ref()
@@ -338,7 +353,7 @@ impl Stream {
 
     /// Reads what comes next in each of some groups.
     async fn read(&self, part: Vec<GroupId>) -> Result<Vec<Read>, Error> {
-        let _turn = self.node.catching_up.acquire().await;
+        let _turn = self.turn().await;
         let client = self.node.db.client().await?;
         let ids: Vec<&[u8]> = part.iter().map(|group| &**group).collect();
         // The heads first, as in `read::view`.

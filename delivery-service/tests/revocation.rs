@@ -143,7 +143,13 @@ async fn everything_is_refused_to_a_revoked_device_and_its_stream_reads_nothing_
             .unwrap_err(),
     );
     let subscribe = world.by(&c, SubscribeRequest::default());
-    revoked(world.client().subscribe(subscribe).await.unwrap_err());
+    let mut refused = world
+        .client()
+        .subscribe(subscribe)
+        .await
+        .unwrap()
+        .into_inner();
+    revoked(refused.message().await.unwrap_err());
     // Its KeyPackages are gone, and no Commit brings it into another group.
     let claim = ClaimKeyPackagesRequest {
         claim_id: vec![1; 16].into(),

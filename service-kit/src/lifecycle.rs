@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Interval, MissedTickBehavior, interval},
@@ -10,6 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a drain may take before what is left is cut off.
 pub const DRAIN: Duration = Duration::from_secs(20);
+
+/// Raises the soft limit of open files to the hard one: each connection is a file, and the soft default is meant for programs that cannot have many.
+pub fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
 
 /// Two stages: *soft* stops accepting and ends streams with UNAVAILABLE, *hard* ends everything.
 #[derive(Debug, Clone, Default)]

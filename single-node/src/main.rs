@@ -1,7 +1,7 @@
 //! `single-node up`: the whole server side in one process.
 
 use clap::Parser;
-use service_kit::lifecycle::Shutdown;
+use service_kit::lifecycle::{Shutdown, raise_file_limit};
 use service_kit::telemetry::{self, LogFormat};
 use single_node::Options;
 
@@ -38,6 +38,7 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     telemetry::init(cli.log_format, &cli.log)?;
+    raise_file_limit();
     let Command::Up(options) = cli.command;
     let shutdown = Shutdown::new();
     shutdown.clone().on_signals()?;

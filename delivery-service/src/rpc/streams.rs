@@ -45,7 +45,7 @@ impl WithSubscribe {
         let (parts, body) = request.into_parts();
         let caller = self
             .rpc
-            .known(&MetadataMap::from_headers(parts.headers))
+            .recognised(&MetadataMap::from_headers(parts.headers))
             .await?;
         let decoder = tonic_prost::ProstCodec::<Frame, SubscribeRequest>::default().decoder();
         let mut requests = Streaming::new_request(decoder, body, None, Some(self.request_bytes));

@@ -1,9 +1,12 @@
 //! KeyPackages: each one-time one leaves exactly once.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 use uuid::Uuid;
 
+use super::{columns, device_key, unsigned};
 use crate::group::DeviceKey;
 
 /// A checked KeyPackage to store.
@@ -176,14 +179,14 @@ pub async fn begin_claim(
     Ok(rows == 1)
 }
 
-/// One-time KeyPackages of `owner` that `claimant` took in the last hour.
+/// One-time KeyPackages of `owner` that `claimant` took in the last hour. (`IS TRUE` keeps the planner from walking through everybody's by their age.)
 pub async fn taken_lately(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     claimant: DeviceKey,
 ) -> Result<u64, Error> {
     let sql = "/* key_packages::taken_lately */ SELECT count(*) FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 \
-               AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND claimed_at > now() - interval '1 hour'";
+               AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND (claimed_at > now() - interval '1 hour') IS TRUE";
     let row = tx
         .query_one(
             &tx.prepare_cached(sql).await?,
@@ -196,6 +199,29 @@ pub async fn taken_lately(
         )
         .await?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// [`taken_lately`] of several devices; who is not named took none.
+pub async fn taken_lately_of(
+    tx: &Transaction<'_>,
+    owners: &[DeviceKey],
+    claimant: DeviceKey,
+) -> Result<BTreeMap<DeviceKey, u64>, Error> {
+    let sql = "/* key_packages::taken_lately_of */ SELECT q.domain_id, q.device_id, c.taken FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) \
+               CROSS JOIN LATERAL (SELECT count(*) AS taken FROM key_package_claims WHERE domain_id = q.domain_id AND device_id = q.device_id \
+               AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND (claimed_at > now() - interval '1 hour') IS TRUE) c \
+               WHERE c.taken > 0";
+    let (domains, ids) = columns(owners);
+    let rows = tx
+        .query(
+            &tx.prepare_cached(sql).await?,
+            &[&domains, &ids, &claimant.domain, &claimant.device],
+        )
+        .await?;
+    let taken = rows
+        .iter()
+        .map(|row| (device_key(row), unsigned(row.get(2))));
+    Ok(taken.collect())
 }
 
 /// The first answer to this claim.
@@ -283,6 +309,24 @@ pub async fn lock_next(
     Ok(row.map(|row| stored(&row)))
 }
 
+/// [`lock_next`] for several devices; those whose next ones others are claiming, or that have none, are not named.
+pub async fn lock_next_of(
+    tx: &Transaction<'_>,
+    owners: &[DeviceKey],
+    suite: i32,
+) -> Result<Vec<(DeviceKey, Stored)>, Error> {
+    let sql = "/* key_packages::lock_next_of */ SELECT q.domain_id, q.device_id, k.ref, k.body, k.last_resort \
+               FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
+               (SELECT ref, body, last_resort FROM key_packages WHERE domain_id = q.domain_id AND device_id = q.device_id AND suite = $3 \
+                AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after, ref LIMIT 1 FOR UPDATE SKIP LOCKED) k";
+    let (domains, ids) = columns(owners);
+    let rows = tx
+        .query(&tx.prepare_cached(sql).await?, &[&domains, &ids, &suite])
+        .await?;
+    let locked = rows.iter().map(|row| (device_key(row), stored(row)));
+    Ok(locked.collect())
+}
+
 /// The last resort of a suite.
 pub async fn last_resort(
     tx: &Transaction<'_>,
@@ -318,10 +362,72 @@ pub async fn by_ref(
 
 fn stored(row: &tokio_postgres::Row) -> Stored {
     Stored {
-        reference: row.get(0),
-        body: row.get(1),
-        last_resort: row.get(2),
+        reference: row.get("ref"),
+        body: row.get("body"),
+        last_resort: row.get("last_resort"),
     }
+}
+
+/// A KeyPackage that answers a claim.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// Whose.
+    pub owner: DeviceKey,
+    /// Its ref.
+    pub reference: &'a [u8],
+}
+
+fn given_columns<'a>(given: &[Given<'a>]) -> (Vec<i16>, Vec<Uuid>, Vec<&'a [u8]>) {
+    let owners: Vec<DeviceKey> = given.iter().map(|given| given.owner).collect();
+    let (domains, ids) = columns(&owners);
+    (domains, ids, given.iter().map(|g| g.reference).collect())
+}
+
+/// [`begin_claim`] and [`finish_claim`] for several devices; those that were answered before are not in the answer.
+pub async fn answer_claims(
+    tx: &Transaction<'_>,
+    given: &[Given<'_>],
+    claim: Uuid,
+    claimant: DeviceKey,
+    outcome: i16,
+) -> Result<BTreeSet<DeviceKey>, Error> {
+    let sql = "/* key_packages::answer_claims */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, claimant_domain, \
+               claimant_device, outcome, ref, claimed_at) SELECT g.domain_id, g.device_id, $4, $5, $6, $7, g.ref, now() \
+               FROM unnest($1::smallint[], $2::uuid[], $3::bytea[]) AS g(domain_id, device_id, ref) ON CONFLICT DO NOTHING \
+               RETURNING domain_id, device_id";
+    let (domains, ids, refs) = given_columns(given);
+    let rows = tx
+        .query(
+            &tx.prepare_cached(sql).await?,
+            &[
+                &domains,
+                &ids,
+                &refs,
+                &claim,
+                &claimant.domain,
+                &claimant.device,
+                &outcome,
+            ],
+        )
+        .await?;
+    Ok(rows.iter().map(device_key).collect())
+}
+
+/// [`mark_claimed`] for several.
+pub async fn mark_claimed_of(
+    tx: &Transaction<'_>,
+    given: &[Given<'_>],
+    claim: Uuid,
+) -> Result<u64, Error> {
+    let sql = "/* key_packages::mark_claimed_of */ UPDATE key_packages k SET claim_id = $4, claimed_at = now() \
+               FROM unnest($1::smallint[], $2::uuid[], $3::bytea[]) AS g(domain_id, device_id, ref) \
+               WHERE k.domain_id = g.domain_id AND k.device_id = g.device_id AND k.ref = g.ref AND k.claim_id IS NULL";
+    let (domains, ids, refs) = given_columns(given);
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&domains, &ids, &refs, &claim],
+    )
+    .await
 }
 
 /// Marks a locked one-time KeyPackage as gone; 1, or it was not there to give.

@@ -6,6 +6,7 @@ use super::{
     Options, bare,
     ground::{Ground, Groups},
     load::{self, Load, rank},
+    nats,
     table::{Table, Target},
 };
 
@@ -15,6 +16,8 @@ const SOME_GROUPS: u32 = 1_000;
 const STREAMS: usize = 8;
 /// Messages under way on each.
 const WINDOW: usize = 128;
+/// Messages under way at NATS.
+const NATS_UNDER_WAY: usize = 64;
 /// Connections of the baselines with one transaction for each message.
 const CONNECTIONS: [u32; 3] = [16, 32, 64];
 /// Rounds in which sizes of groups take turns: a machine is not equally fast all the time.
@@ -136,6 +139,20 @@ async fn crowd(
         best,
         Target::AtLeast(2.5),
     );
+    if let Some(program) = nats::program() {
+        for (name, sync, target) in [
+            ("durable", nats::Sync::Always, Some(Target::AtLeast(5.0))),
+            ("as it comes", nats::Sync::Later, None),
+        ] {
+            let server = nats::Server::start(&program, sync).await?;
+            let theirs = server.appends(NATS_UNDER_WAY, options.measured / 2).await?;
+            let name = format!("appends/s, 1,000 groups, by JetStream, {name}");
+            match target {
+                Some(target) => table.aim(&name, rate, "1/s", theirs, target),
+                None => table.compare(&name, rate, "1/s", theirs),
+            }
+        }
+    }
     Ok(rate)
 }
 

@@ -26,7 +26,8 @@ use super::{
     table::{Table, Target},
 };
 
-const SUBSCRIBE: &str = "/chancery.delivery.v1.DeliveryService/Subscribe";
+/// Opens a stream.
+pub const SUBSCRIBE: &str = "/chancery.delivery.v1.DeliveryService/Subscribe";
 /// Streams that are opened at the same time: a node has so many requests under way at most.
 const OPENED_AT_ONCE: usize = 512;
 
@@ -180,7 +181,7 @@ async fn ours(ground: &Ground, crowd: Crowd, rounds: usize) -> anyhow::Result<Ou
 }
 
 /// A stream that follows one group from its beginning.
-fn opening(person: &Person, group: &[u8]) -> Opening {
+pub fn opening(person: &Person, group: &[u8]) -> Opening {
     let request = SubscribeRequest {
         cursors: vec![Cursor {
             group: Some(GroupRef {
@@ -229,10 +230,14 @@ async fn plain(crowd: Crowd, rounds: usize) -> anyhow::Result<Vec<f64>> {
     Ok(times)
 }
 
-type Listeners = tokio::task::JoinSet<anyhow::Result<()>>;
+/// Connections that are open as long as it.
+pub type Listeners = tokio::task::JoinSet<anyhow::Result<()>>;
 
 /// Opens all streams, and waits until each was answered.
-async fn open(
+///
+/// # Errors
+/// A stream is refused, or a connection breaks.
+pub async fn open(
     address: SocketAddr,
     crowd: Crowd,
     openings: Vec<Opening>,

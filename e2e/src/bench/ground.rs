@@ -306,6 +306,58 @@ impl Ground {
         Ok(())
     }
 
+    /// Which of `groups` is the `nth` of the device at `index`.
+    pub fn spread_index(groups: Groups, index: u32, nth: u32, each: u32) -> u32 {
+        (index + nth * (groups.count / each)) % groups.count
+    }
+
+    /// Makes each of `people` a member of `each` of some groups, and as many of each group.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn spread(&self, groups: Groups, people: &[Person], each: u32) -> anyhow::Result<()> {
+        let devices: Vec<Uuid> = people.iter().map(|p| p.device).collect();
+        let users: Vec<Uuid> = people.iter().map(|p| p.user).collect();
+        let db = self.database(1)?;
+        let client = db.client().await?;
+        let (last, step) = (
+            i32::try_from(each)? - 1,
+            i32::try_from(groups.count / each)?,
+        );
+        let count = i32::try_from(groups.count)?;
+        let places = "SELECT substr(sha256(convert_to($1::text || ((p.n - 1 + k * $2::int) % $3::int), 'UTF8')), 1, 16) AS id, p.device, p.person \
+                      FROM unnest($4::uuid[], $5::uuid[]) WITH ORDINALITY AS p(device, person, n), generate_series(0, $6::int) k";
+        let members = format!(
+            "/* bench::spread */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq) SELECT id, $7::smallint, device, person, 0 FROM ({places}) s"
+        );
+        let indexed = format!(
+            "/* bench::spread */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member) \
+             SELECT $7::smallint, device, id, 0, person IS NOT NULL FROM ({places}) s"
+        );
+        for sql in [members, indexed] {
+            client
+                .execute(
+                    &sql,
+                    &[
+                        &groups.name,
+                        &step,
+                        &count,
+                        &devices,
+                        &users,
+                        &last,
+                        &self.domain,
+                    ],
+                )
+                .await?;
+        }
+        Ok(client.batch_execute("VACUUM ANALYZE").await?)
+    }
+
+    /// The domain's number.
+    pub fn domain(&self) -> i16 {
+        self.domain
+    }
+
     /// Every figure begins with an empty log, behind a checkpoint: with indexes of the same depth, and the same page images to write.
     ///
     /// # Errors
@@ -313,7 +365,8 @@ impl Ground {
     pub async fn fresh(&self) -> anyhow::Result<()> {
         let db = self.database(1)?;
         let client = db.client().await?;
-        let reset = "TRUNCATE log; UPDATE group_heads SET head_seq = 0, chain = decode(repeat('00', 32), 'hex') WHERE head_seq > 0";
+        // Heads before the log, as writers lock them: what was under way when a figure ended may still be written.
+        let reset = "BEGIN; LOCK TABLE group_heads; TRUNCATE log; UPDATE group_heads SET head_seq = 0, chain = decode(repeat('00', 32), 'hex') WHERE head_seq > 0; COMMIT";
         client.batch_execute(reset).await?;
         for sql in ["VACUUM FULL group_heads", "VACUUM ANALYZE", "CHECKPOINT"] {
             client.batch_execute(sql).await?;

@@ -93,6 +93,11 @@ impl Count {
         self.reaches(&self.arrived, count).await;
     }
 
+    /// Frames that arrived so far.
+    pub fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::Acquire)
+    }
+
     /// Of all frames, headers included.
     pub fn octets(&self) -> usize {
         self.octets.load(Ordering::Relaxed)
@@ -108,7 +113,6 @@ impl Count {
         }
     }
 
-    /// Counts one more. Who waits looks every hundredth time, and is told again and again: the last one always tells.
     fn add(&self, value: &AtomicUsize) {
         value.fetch_add(1, Ordering::AcqRel);
         self.changed.notify_one();

@@ -175,6 +175,24 @@ async fn stream(
     Ok(())
 }
 
+/// Sends all of these, many under way at once.
+///
+/// # Errors
+/// A message is refused.
+pub async fn send_all(
+    ground: &Ground,
+    person: &Person,
+    requests: Vec<SendMessageRequest>,
+) -> anyhow::Result<()> {
+    let outgoing = by(person, tokio_stream::iter(requests))?;
+    let mut client = ground.client(0).await?;
+    let mut answers = client.send_messages(outgoing).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        accepted(answer)?;
+    }
+    Ok(())
+}
+
 fn accepted(answer: SendMessagesResponse) -> anyhow::Result<()> {
     match answer.answer.context("an answer that is none")? {
         Answer::Accepted(_) => Ok(()),

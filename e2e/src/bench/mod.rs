@@ -8,6 +8,7 @@
 //! | [`bare`] | the baselines: the same rows written by plain SQL |
 //! | [`appends`] | the figures of the append path |
 //! | [`fanout`], [`http2`] | one message to thousands, and who only counts what arrives |
+//! | [`reconnect`], [`claims`] | everybody comes back at once, everybody is added at once |
 //! | [`broadcast`], [`nats`] | what others do: a plain tonic server, NATS |
 //!
 //! People and groups are made by SQL and messages by hand: a node reads a message's framing and nothing else of it.
@@ -15,11 +16,13 @@
 pub mod appends;
 pub mod bare;
 pub mod broadcast;
+pub mod claims;
 pub mod fanout;
 pub mod ground;
 pub mod http2;
 pub mod load;
 pub mod nats;
+pub mod reconnect;
 pub mod table;
 
 use std::time::Duration;
@@ -47,6 +50,10 @@ pub struct Options {
     pub deep: fanout::Crowd,
     /// Messages that are sent to them.
     pub rounds: usize,
+    /// Devices that come back at once.
+    pub reconnecting: u32,
+    /// Devices whose KeyPackages are claimed at once.
+    pub claimed: usize,
 }
 
 impl Options {
@@ -67,6 +74,8 @@ impl Options {
                 streams: 100,
             },
             rounds: 40,
+            reconnecting: 10_000,
+            claimed: 10_000,
         }
     }
 
@@ -87,6 +96,8 @@ impl Options {
                 streams: 50,
             },
             rounds: 20,
+            reconnecting: 1_000,
+            claimed: 1_000,
         }
     }
 }
@@ -102,8 +113,15 @@ pub async fn run(
 ) -> anyhow::Result<Vec<table::Row>> {
     let mut table = Table::new(options.slack, tell);
     let mut ground = Ground::start(programs).await?;
-    if "fan-out".contains(&options.only) {
+    let wanted = |part: &str| part.contains(&options.only);
+    if wanted("fan-out") {
         fanout::measure(&ground, options, &mut table).await?;
+    }
+    if wanted("reconnect") {
+        reconnect::measure(&ground, options, &mut table).await?;
+    }
+    if wanted("claims") {
+        claims::measure(&ground, options, &mut table).await?;
     }
     appends::measure(&mut ground, options, &mut table).await?;
     Ok(table.rows)

@@ -18,7 +18,7 @@ struct Cli {
     /// Short, with less of everything: to see that it works.
     #[arg(long)]
     short: bool,
-    /// Only parts whose name holds this: fan-out, alone, crowd, hot, wide, sizes, nodes.
+    /// Only parts whose name holds this: fan-out, reconnect, claims, alone, crowd, hot, wide, sizes, nodes.
     #[arg(long, value_name = "PART", default_value = "")]
     only: String,
     /// Be the plain server that fan-out is compared with.
@@ -29,6 +29,7 @@ struct Cli {
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    service_kit::lifecycle::raise_file_limit();
     if cli.serve_broadcast {
         bench::broadcast::serve().await?;
         return Ok(ExitCode::SUCCESS);

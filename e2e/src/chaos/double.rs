@@ -108,13 +108,20 @@ impl Broken {
                 "WHERE (SELECT count(*) FROM pg_sleep(0.25)) = 1 AND (SELECT 1 / ",
             ),
         ];
-        const SKIPS_ROW: &[Rule] = &[rule(
-            "log::read_after",
-            "l.seq <= $3",
-            "l.seq <= $3 AND NOT (l.seq = $2 + 2 AND $3 > $2 + 2 AND random() < 0.5)",
-        )];
+        const SKIPS_ROW: &[Rule] = &[
+            rule(
+                "log::read_after",
+                "l.seq <= $3",
+                "l.seq <= $3 AND NOT (l.seq = $2 + 2 AND $3 > $2 + 2 AND random() < 0.5)",
+            ),
+            rule(
+                "log::read_many",
+                "l.seq > q.after",
+                "l.seq > q.after AND NOT (l.seq = q.after + 2 AND random() < 0.5)",
+            ),
+        ];
         const SELLS: &[Rule] = &[rule(
-            "key_packages::mark_claimed",
+            "key_packages::mark_claimed_of",
             "SET claim_id = $4, claimed_at = now()",
             "SET claimed_at = CASE WHEN $4::uuid IS NULL THEN now() END",
         )];

@@ -1,0 +1,334 @@
+//! Claims: each one-time KeyPackage leaves exactly once, and a repeated claim gets the same ones.
+//!
+//! Devices are claimed for in parts. Whoever has a KeyPackage that nobody else is taking gets it in one transaction with the others of its part; for the
+//! rest (a repeat, an empty stock, a stock that others hold) each device has a transaction of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use chancery_proto::{
+    common::v1::DeviceRef,
+    delivery::v1::{Claim, ClaimKeyPackagesRequest, ClaimOutcome, RequiredCapabilities},
+    key_package::KeyPackage,
+};
+use service_kit::db::{Transaction, TxError};
+use uuid::Uuid;
+
+use crate::{
+    caller::Caller,
+    error::Error,
+    group::DeviceKey,
+    node::Node,
+    prepare::id16,
+    store::{
+        self,
+        devices::{Device, Standings},
+        key_packages::{Answer, Given, Stored},
+    },
+    submit::flatten,
+};
+
+/// A claim ready to be carried out, device by device.
+#[derive(Debug, Clone)]
+pub struct PreparedClaim {
+    /// Made and persisted by the client.
+    pub claim_id: Uuid,
+    /// Distinct, in the order of the request; `Err` where the domain is unknown here.
+    pub devices: Vec<Result<DeviceKey, DeviceRef>>,
+    suites: Vec<i32>,
+    required: RequiredCapabilities,
+    claimant: DeviceKey,
+    per_hour: u64,
+}
+
+/// Reads a claim.
+///
+/// # Errors
+/// Malformed, `LIMIT_EXCEEDED`.
+pub fn prepare_claim(
+    node: &Node,
+    caller: &Caller,
+    request: &ClaimKeyPackagesRequest,
+) -> Result<PreparedClaim, Error> {
+    let claim_id = id16("claim_id", &request.claim_id)?;
+    node.within(
+        "claim_devices_items",
+        node.config.limits.claim_devices_items,
+        request.devices.len(),
+    )?;
+    let suites: Vec<i32> = request
+        .suites
+        .iter()
+        .filter_map(|s| i32::try_from(*s).ok())
+        .collect();
+    if suites.is_empty() {
+        return Err(Error::malformed("suites", "at least one"));
+    }
+    let mut seen = BTreeSet::new();
+    let mut devices = Vec::new();
+    for device in &request.devices {
+        Uuid::from_slice(&device.id).map_err(|_| Error::malformed("devices", "id: 16 bytes"))?;
+        if seen.insert((device.domain.clone(), device.id.clone())) {
+            devices.push(
+                node.domains
+                    .device("devices", device)
+                    .map_err(|_| device.clone()),
+            );
+        }
+    }
+    Ok(PreparedClaim {
+        claim_id,
+        devices,
+        suites,
+        required: request.required.clone().unwrap_or_default(),
+        claimant: caller.key,
+        per_hour: node.config.limits.claims_per_target_hour_items.into(),
+    })
+}
+
+/// Claims for some of its devices, in their order. What fails, fails for all of these, and a repeat of the `claim_id` gets what was claimed.
+///
+/// # Errors
+/// The database.
+pub async fn claim(
+    node: &Node,
+    claim: &Arc<PreparedClaim>,
+    devices: &[Result<DeviceKey, DeviceRef>],
+) -> Result<Vec<Claim>, Error> {
+    let known: Arc<[DeviceKey]> = devices.iter().flatten().copied().collect();
+    let shared = claim.clone();
+    let mut at_once = node
+        .db
+        .run_tx("claim_key_packages", move |tx| {
+            let (claim, devices) = (shared.clone(), known.clone());
+            Box::pin(async move { claim_at_once(tx, &claim, &devices).await })
+        })
+        .await
+        .map_err(flatten)?;
+    let mut claims = Vec::with_capacity(devices.len());
+    for device in devices {
+        claims.push(match device {
+            Err(foreign) => Claim {
+                device: Some(foreign.clone()),
+                outcome: ClaimOutcome::Unknown.into(),
+                ..Claim::default()
+            },
+            Ok(key) => {
+                let claimed = match at_once.remove(key) {
+                    Some(claimed) => claimed,
+                    None => claim_alone(node, claim, *key).await?,
+                };
+                on_wire(node, *key, claimed)
+            }
+        });
+    }
+    Ok(claims)
+}
+
+fn on_wire(node: &Node, key: DeviceKey, (outcome, package, user): Claimed) -> Claim {
+    let last_resort = package.as_ref().is_some_and(|p| p.last_resort);
+    if last_resort {
+        node.hub.device_changed(key);
+    }
+    Claim {
+        device: Some(node.domains.device_ref(key)),
+        outcome: outcome.into(),
+        last_resort,
+        key_package: package.map(|p| p.body).unwrap_or_default().into(),
+        user: user.map(|user| node.domains.user_ref(key.domain, user)),
+    }
+}
+
+async fn claim_alone(
+    node: &Node,
+    claim: &Arc<PreparedClaim>,
+    key: DeviceKey,
+) -> Result<Claimed, Error> {
+    let shared = claim.clone();
+    node.db
+        .run_tx("claim_key_package", move |tx| {
+            let claim = shared.clone();
+            Box::pin(async move { claim_in(tx, &claim, key).await })
+        })
+        .await
+        .map_err(flatten)
+}
+
+/// Claims for the devices that have a KeyPackage of the first suite which nobody else is taking; the others are not in the answer, and nothing happened
+/// for them.
+async fn claim_at_once(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    devices: &[DeviceKey],
+) -> Result<BTreeMap<DeviceKey, Claimed>, TxError<Error>> {
+    let Some(suite) = claim.suites.first() else {
+        return Ok(BTreeMap::new());
+    };
+    let good = in_good_standing(tx, devices).await?;
+    let keys: Vec<DeviceKey> = good.iter().map(|device| device.key).collect();
+    let users: BTreeMap<DeviceKey, Uuid> = good.iter().map(|d| (d.key, d.user)).collect();
+    // Whoever takes too many of one device's gets its last resort instead: nobody can drain a stock alone.
+    let taken = store::key_packages::taken_lately_of(tx, &keys, claim.claimant).await?;
+    let within = |key: &DeviceKey| taken.get(key).copied().unwrap_or(0) < claim.per_hour;
+    let keys: Vec<DeviceKey> = keys.into_iter().filter(within).collect();
+    let mut packages = store::key_packages::lock_next_of(tx, &keys, *suite).await?;
+    packages.retain(|(_, package)| can(package, &claim.required));
+    let given: Vec<Given<'_>> = packages
+        .iter()
+        .map(|(owner, package)| Given {
+            owner: *owner,
+            reference: &package.reference,
+        })
+        .collect();
+    let outcome = i16::try_from(ClaimOutcome::KeyPackage as i32).unwrap_or(0);
+    let (id, by) = (claim.claim_id, claim.claimant);
+    // Not for a device that was answered before: its KeyPackage is only locked, and stays.
+    let begun = store::key_packages::answer_claims(tx, &given, id, by, outcome).await?;
+    let marked: Vec<Given<'_>> = given
+        .into_iter()
+        .filter(|given| begun.contains(&given.owner))
+        .collect();
+    if store::key_packages::mark_claimed_of(tx, &marked, id).await? != marked.len() as u64 {
+        return Err(TxError::Rejected(Error::Corrupt(
+            "a locked KeyPackage was claimed by another",
+        )));
+    }
+    Ok(packages
+        .into_iter()
+        .filter(|(owner, _)| begun.contains(owner))
+        .map(|(owner, package)| {
+            let user = users.get(&owner).copied();
+            (owner, (ClaimOutcome::KeyPackage, Some(package), user))
+        })
+        .collect())
+}
+
+/// Devices that are known, and neither revoked nor cut off.
+async fn in_good_standing(
+    tx: &Transaction<'_>,
+    devices: &[DeviceKey],
+) -> Result<Vec<Device>, tokio_postgres::Error> {
+    let known = store::devices::find(tx, devices).await?;
+    let asked: Vec<(DeviceKey, Uuid)> = known.iter().map(|d| (d.key, d.user)).collect();
+    let standings = Standings::prepare(tx).await?.run(tx, &asked).await?;
+    let bad: BTreeSet<usize> = standings
+        .into_iter()
+        .filter(|(_, standing)| standing.revoked || standing.suspended)
+        .map(|(place, _)| place)
+        .collect();
+    Ok(known
+        .into_iter()
+        .enumerate()
+        .filter(|(place, device)| !device.revoked && !bad.contains(place))
+        .map(|(_, device)| device)
+        .collect())
+}
+
+type Claimed = (ClaimOutcome, Option<Stored>, Option<Uuid>);
+
+async fn claim_in(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    key: DeviceKey,
+) -> Result<Claimed, TxError<Error>> {
+    let known = store::devices::find(tx, &[key]).await?;
+    let Some(device) = known.first() else {
+        return Ok((ClaimOutcome::Unknown, None, None));
+    };
+    if device.revoked {
+        return Ok((ClaimOutcome::Revoked, None, Some(device.user)));
+    }
+    if store::devices::standing(tx, key, device.user)
+        .await?
+        .suspended
+    {
+        // Not remembered under the claim's id: it may be reinstated.
+        return Ok((ClaimOutcome::Exhausted, None, Some(device.user)));
+    }
+    if !store::key_packages::begin_claim(tx, key, claim.claim_id, claim.claimant).await? {
+        return repeat(tx, claim, key, device.user).await;
+    }
+    let (outcome, package) = take(tx, claim, key).await?;
+    let answer = Answer {
+        outcome: i16::try_from(outcome as i32).unwrap_or(0),
+        reference: package.as_ref().map(|p| p.reference.clone()),
+        last_resort: package.as_ref().is_some_and(|p| p.last_resort),
+    };
+    store::key_packages::finish_claim(tx, key, claim.claim_id, &answer).await?;
+    Ok((outcome, package, Some(device.user)))
+}
+
+async fn repeat(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    key: DeviceKey,
+    user: Uuid,
+) -> Result<Claimed, TxError<Error>> {
+    let corrupt = || TxError::Rejected(Error::Corrupt("a claim without its answer"));
+    let answer = store::key_packages::answer(tx, key, claim.claim_id)
+        .await?
+        .ok_or_else(corrupt)?;
+    let outcome = ClaimOutcome::try_from(i32::from(answer.outcome)).map_err(|_| corrupt())?;
+    let package = match &answer.reference {
+        None => None,
+        Some(reference) => store::key_packages::by_ref(tx, key, reference).await?,
+    };
+    Ok((outcome, package, Some(user)))
+}
+
+/// The first suite in stock; the last resort only when no one-time KeyPackage is left, also behind a lock.
+async fn take(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    key: DeviceKey,
+) -> Result<(ClaimOutcome, Option<Stored>), TxError<Error>> {
+    // Whoever takes too many of one device's gets its last resort instead: nobody can drain a stock alone.
+    let taken = store::key_packages::taken_lately(tx, key, claim.claimant).await?;
+    let passes: &[bool] = if taken < claim.per_hour {
+        &[true, false]
+    } else {
+        &[]
+    };
+    for &skip_locked in passes {
+        for suite in &claim.suites {
+            let next = store::key_packages::lock_next(tx, key, *suite, skip_locked).await?;
+            let Some(package) = next else { continue };
+            if !can(&package, &claim.required) {
+                return Ok((ClaimOutcome::Unsupported, None));
+            }
+            let marked =
+                store::key_packages::mark_claimed(tx, key, &package.reference, claim.claim_id)
+                    .await?;
+            if marked != 1 {
+                return Err(TxError::Rejected(Error::Corrupt(
+                    "a locked KeyPackage was claimed by another",
+                )));
+            }
+            return Ok((ClaimOutcome::KeyPackage, Some(package)));
+        }
+    }
+    for suite in &claim.suites {
+        if let Some(package) = store::key_packages::last_resort(tx, key, *suite).await? {
+            return Ok(if can(&package, &claim.required) {
+                (ClaimOutcome::KeyPackage, Some(package))
+            } else {
+                (ClaimOutcome::Unsupported, None)
+            });
+        }
+    }
+    Ok((ClaimOutcome::Exhausted, None))
+}
+
+fn can(package: &Stored, required: &RequiredCapabilities) -> bool {
+    let Ok(parsed) = KeyPackage::parse(&package.body, package.body.len()) else {
+        return false;
+    };
+    let has = |have: &[u16], want: &[u32]| {
+        want.iter()
+            .all(|want| have.iter().any(|have| u32::from(*have) == *want))
+    };
+    let can = &parsed.leaf.capabilities;
+    has(&can.extensions, &required.extensions)
+        && has(&can.proposals, &required.proposals)
+        && has(&can.credentials, &required.credentials)
+}
