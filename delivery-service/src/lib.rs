@@ -85,6 +85,12 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V2__recovery.sql"),
             oldest_binary: 2,
         },
+        // An older node writes no hashes: the next Commit finds that they do not fit, and hashes the whole tree once.
+        Step {
+            name: "V3__tree_hashes",
+            sql: include_str!("../migrations/V3__tree_hashes.sql"),
+            oldest_binary: 2,
+        },
     ],
 };
 

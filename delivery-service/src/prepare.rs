@@ -4,12 +4,14 @@ mod commit;
 mod group;
 mod leaf;
 mod repair;
+mod tree;
 
 pub use commit::{PreparedCommit, commit};
 pub use group::{PreparedGroup, Replaces, group};
 pub(crate) use leaf::leaf_is_callers;
 pub use leaf::{ExternalFault, leaf_key_of};
 pub use repair::{PreparedInfo, repair};
+pub use tree::TreeAfter;
 
 use chancery_proto::{
     commit_info::MessageData,

@@ -415,7 +415,8 @@ async fn put_in(tx: &Transaction<'_>, caller: &Caller, info: &PreparedInfo) -> T
             "the current epoch vanished under the lock",
         )));
     }
-    store::tree::rewrite(tx, group, info.epoch_seq, &info.tree).await?;
+    let (tree, hashes) = (&info.tree, &info.tree_hashes);
+    store::tree::rewrite(tx, group, info.epoch_seq, tree, hashes).await?;
     metrics::counter!("chancery_ds_group_infos_repaired_total").increment(1);
     Ok(())
 }

@@ -252,11 +252,12 @@ impl DeliveryService for Rpc {
         request: Request<FetchTreeRequest>,
     ) -> Result<Response<Self::FetchTreeStream>, Status> {
         let caller = self.caller(&request).await?;
-        let answers = self
+        let pages = self
             .tree(&caller, request.get_ref())
             .await
             .map_err(status)?;
-        Ok(Response::new(parts(answers)))
+        let parts = futures_util::stream::try_unfold(pages, queries::TreePages::next);
+        Ok(Response::new(Box::pin(parts)))
     }
 
     async fn put_group_info(

@@ -1,6 +1,6 @@
 //! Use case: one Commit. Lock, read under the lock, decide, append; all in one transaction.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use chancery_proto::{
     chain,
@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     group::{self, Command, Decision, DeviceKey, Group, Head, Prior},
     node::Node,
-    prepare::{PreparedCommit, PreparedSend},
+    prepare::{PreparedCommit, PreparedSend, TreeAfter},
     revocations,
     send::{append_send, named_epoch, replayed_send},
     store,
@@ -259,7 +259,7 @@ async fn commit_facts(
         revoked_members: store::roster::revoked(tx, group).await?,
         welcomed: welcomed(tx, commit).await?,
         group_info_fits: commit.group_info_fits,
-        tree_fits: commit.tree_fits,
+        tree_fits: commit.tree.fits,
         bar_is_over,
         other_users,
         other_devices,
@@ -322,13 +322,13 @@ async fn write_epoch(
         epoch_seq: seq,
         group_info: commit.group_info.clone(),
         group_state_hash: commit.group_state_hash.to_vec(),
-        tree_width: commit.tree_width,
+        tree_width: commit.tree.width,
         encrypted_group_info: commit.encrypted_group_info.clone(),
         floor_seq: Some(head.floor_seq),
         committer: head.committer,
     };
     store::groups::insert_epoch(tx, group, &epoch).await?;
-    store::tree::insert(tx, group, seq, &commit.tree_changes).await?;
+    write_tree(tx, group, head, &commit.tree).await?;
     let owners: Vec<Option<DeviceKey>> = welcomed(tx, commit).await?;
     for ((reference, secrets), owner) in commit.secrets.iter().zip(owners) {
         let owner = owner.ok_or(TxError::Rejected(Error::Corrupt(
@@ -345,6 +345,22 @@ async fn write_epoch(
         )
         .await?;
     }
+    Ok(())
+}
+
+/// The nodes and hashes of a new epoch; what only older ones were made of goes, where nobody needs them.
+async fn write_tree(tx: Tx<'_>, group: &[u8], head: &Head, tree: &TreeAfter) -> TxResult<()> {
+    store::tree::insert(tx, group, head.seq, &tree.changes).await?;
+    store::tree::insert_hashes(tx, group, head.seq, &tree.hashes).await?;
+    let written: BTreeSet<u32> = tree
+        .changes
+        .iter()
+        .map(|(index, _)| *index)
+        .chain(tree.hashes.keys().copied())
+        .collect();
+    let written: Vec<u32> = written.into_iter().collect();
+    let oldest = store::tree::oldest_kept(tx, group, head.settled_seq).await?;
+    store::tree::prune(tx, group, oldest, &written).await?;
     Ok(())
 }
 

@@ -527,38 +527,6 @@ async fn creating_is_idempotent_and_an_id_is_used_once() {
 }
 
 #[tokio::test]
-async fn the_tree_of_an_epoch_comes_back_node_by_node() {
-    let world = World::start(2, &[]).await;
-    let (a, b) = (world.device(Uuid::new_v4()), world.device(Uuid::new_v4()));
-    let mut group = Group::create(&world, &a).await;
-    let first = group.tree.clone();
-    group.add(&world, &a, &[&a, &b], &[&b]).await;
-    let second = group.tree.clone();
-    group.remove(&world, &a, &[&a], &[&b]).await;
-    for (epoch_seq, expected) in [(0, first), (1, second), (2, group.tree.clone())] {
-        let request = FetchTreeRequest {
-            group: Some(group.reference()),
-            epoch_seq,
-            current: false,
-        };
-        let mut stream = world
-            .client()
-            .fetch_tree(world.by(&a, request))
-            .await
-            .unwrap()
-            .into_inner();
-        let mut tree = chancery_proto::tree::Tree::default();
-        while let Some(part) = stream.message().await.unwrap() {
-            tree.resize(part.tree_width).unwrap();
-            for node in part.nodes {
-                tree.set(node.index, node.node.as_deref()).unwrap();
-            }
-        }
-        assert_eq!(tree, expected, "epoch_seq {epoch_seq}");
-    }
-}
-
-#[tokio::test]
 async fn a_pipeline_answers_each_message_and_goes_on_after_a_refusal() {
     let world = World::start(2, &[]).await;
     let (group, a, b) = pair(&world).await;

@@ -1,5 +1,9 @@
 //! A group's public tree as opaque nodes: its hash (RFC 9420 section 7.8) needs node bytes, indices and child hashes only.
 
+mod patch;
+
+pub use patch::{Hashes, Nodes, Patch, Wanted};
+
 use crate::{
     delivery::v1::{TreeNode, TreeUpdate},
     suite::Suite,
@@ -21,9 +25,7 @@ impl Tree {
     /// # Errors
     /// `width` is no power of two.
     pub fn blank(width: u32) -> Read<Self> {
-        if !width.is_power_of_two() {
-            return Err(Malformed("tree_width is no power of two"));
-        }
+        check_width(width)?;
         let nodes = usize::try_from(width).map_err(|_| Malformed("tree_width"))? * 2 - 1;
         Ok(Self {
             nodes: vec![None; nodes],
@@ -54,16 +56,8 @@ impl Tree {
             .ok()
             .and_then(|index| self.nodes.get_mut(index))
             .ok_or(Malformed("node index"))?;
-        let expected = if index.is_multiple_of(2) {
-            LEAF
-        } else {
-            PARENT
-        };
-        match node {
-            None => *slot = None,
-            Some([1, kind, ..]) if *kind == expected => *slot = node.map(<[u8]>::to_vec),
-            Some(_) => return Err(Malformed("not a node of the kind that belongs there")),
-        }
+        check_kind(index, node)?;
+        *slot = node.map(<[u8]>::to_vec);
         Ok(())
     }
 
@@ -118,38 +112,46 @@ impl Tree {
 
     /// The tree hash of the root.
     pub fn hash(&self, suite: Suite) -> Vec<u8> {
-        match self.nodes.len() {
+        match self.node_count() {
             0 => Vec::new(),
-            n => self.hash_of(suite, 0, n),
+            count => self.hash_of(suite, 0, count, &mut |_, _| {}),
         }
     }
 
-    /// The subtree over `nodes[from..from + count]`: its root is in the middle.
-    fn hash_of(&self, suite: Suite, from: usize, count: usize) -> Vec<u8> {
-        let root = from + count / 2;
-        let node = self.nodes[root].as_deref();
-        let mut input = Vec::new();
-        // optional<LeafNode> and optional<ParentNode> carry no node type of their own.
-        let put_node = |input: &mut Vec<u8>| match node {
-            Some([_, _, body @ ..]) => {
-                input.put(&[1]);
-                input.put(body);
-            }
-            _ => input.put(&[0]),
+    /// The hashes of all subtrees.
+    pub fn hashes(&self, suite: Suite) -> Hashes {
+        let mut hashes = Hashes::new();
+        let mut keep = |root, hash: &[u8]| {
+            hashes.insert(root, hash.to_vec());
         };
-        if count == 1 {
-            let leaf_index = u32::try_from(root / 2).unwrap_or(u32::MAX);
-            input.put(&[LEAF]);
-            input.put(&leaf_index.to_be_bytes());
-            put_node(&mut input);
-        } else {
-            let half = count / 2;
-            input.put(&[PARENT]);
-            put_node(&mut input);
-            input.put_vector(&self.hash_of(suite, from, half));
-            input.put_vector(&self.hash_of(suite, root + 1, half));
+        if self.node_count() > 0 {
+            self.hash_of(suite, 0, self.node_count(), &mut keep);
         }
-        suite.hash(&input)
+        hashes
+    }
+
+    fn node_count(&self) -> u32 {
+        u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The subtree over so many nodes from `from` on; `keep` sees the hash of each subtree.
+    fn hash_of(
+        &self,
+        suite: Suite,
+        from: u32,
+        count: u32,
+        keep: &mut impl FnMut(u32, &[u8]),
+    ) -> Vec<u8> {
+        let root = root_of(from, count);
+        let node = self.nodes.get(root as usize).and_then(|n| n.as_deref());
+        let children = (count > 1).then(|| {
+            let left = self.hash_of(suite, from, count / 2, keep);
+            let right = self.hash_of(suite, root + 1, count / 2, keep);
+            (left, right)
+        });
+        let hash = node_hash(suite, root, node, children);
+        keep(root, &hash);
+        hash
     }
 
     /// From the bytes of a ratchet_tree extension (RFC 9420 section 12.4.3.3).
@@ -184,6 +186,72 @@ impl Tree {
         let mut bytes = Vec::new();
         bytes.put_vector(&nodes);
         bytes
+    }
+}
+
+/// The root of a subtree over so many nodes is in their middle.
+fn root_of(from: u32, count: u32) -> u32 {
+    from + count / 2
+}
+
+/// RFC 9420 section 7.8: TreeHashInput of a node and its children's hashes, hashed.
+fn node_hash(
+    suite: Suite,
+    index: u32,
+    node: Option<&[u8]>,
+    children: Option<(Vec<u8>, Vec<u8>)>,
+) -> Vec<u8> {
+    let mut input = Vec::new();
+    // optional<LeafNode> and optional<ParentNode> carry no node type of their own.
+    let put_node = |input: &mut Vec<u8>| match node {
+        Some([_, _, body @ ..]) => {
+            input.put(&[1]);
+            input.put(body);
+        }
+        _ => input.put(&[0]),
+    };
+    match children {
+        None => {
+            input.put(&[LEAF]);
+            input.put(&(index / 2).to_be_bytes());
+            put_node(&mut input);
+        }
+        Some((left, right)) => {
+            input.put(&[PARENT]);
+            put_node(&mut input);
+            input.put_vector(&left);
+            input.put_vector(&right);
+        }
+    }
+    suite.hash(&input)
+}
+
+fn check_width(width: u32) -> Read<()> {
+    if width.is_power_of_two() {
+        Ok(())
+    } else {
+        Err(Malformed("tree_width is no power of two"))
+    }
+}
+
+/// A node that may stand at an index of a tree so wide.
+fn check_node(width: u32, index: u32, node: Option<&[u8]>) -> Read<()> {
+    if index >= width.saturating_mul(2).saturating_sub(1) {
+        return Err(Malformed("node index"));
+    }
+    check_kind(index, node)
+}
+
+fn check_kind(index: u32, node: Option<&[u8]>) -> Read<()> {
+    let expected = if index.is_multiple_of(2) {
+        LEAF
+    } else {
+        PARENT
+    };
+    match node {
+        None => Ok(()),
+        Some([1, kind, ..]) if *kind == expected => Ok(()),
+        Some(_) => Err(Malformed("not a node of the kind that belongs there")),
     }
 }
 

@@ -10,7 +10,6 @@ use chancery_proto::{
     framing::{self, ContentType, Message},
     group_info::GroupInfo,
     suite::Suite,
-    tree::Tree,
     welcome::Welcome,
 };
 use service_kit::db::DbError;
@@ -19,7 +18,9 @@ use uuid::Uuid;
 use super::{
     PreparedSend, check_names, commit_info_invalid, group_info, hash_tree, id16, join_of,
     leaf::{ExternalFault, check_external_leaf, introducer},
-    malformed, member_message, new_tree, tree_fits, unsupported,
+    malformed, member_message,
+    tree::{TreeAfter, TreeBefore, tree_after},
+    unsupported,
 };
 use crate::{
     caller::Caller,
@@ -73,12 +74,8 @@ pub struct PreparedCommit {
     pub secrets: Vec<(Vec<u8>, Vec<u8>)>,
     /// Shared by all joiners.
     pub encrypted_group_info: Option<Vec<u8>>,
-    /// Leaves of the new tree.
-    pub tree_width: u32,
-    /// Nodes that differ from the epoch before.
-    pub tree_changes: Vec<store::tree::Node>,
-    /// The new tree hashes to the GroupInfo's tree hash.
-    pub tree_fits: bool,
+    /// The new tree.
+    pub tree: TreeAfter,
     /// Accepted in the same transaction.
     pub first_message: Option<PreparedSend>,
 }
@@ -141,8 +138,8 @@ pub async fn commit(
             .as_ref()
             .is_some_and(|p| p.home_domain == node.config.domain)
         && before.suite.is_none_or(|suite| suite == group_info.suite);
-    let tree = new_tree(node, before.tree.as_ref(), bundle.tree.as_ref())?;
-    let tree_fits = tree_fits(&tree, &group_info);
+    let update = bundle.tree.as_ref();
+    let tree = tree_after(node, &group, before.tree.as_ref(), update, &group_info).await?;
     let welcome = welcomes(node, bundle)?;
     let first_message = first_message(node, bundle, &group, next_epoch)?;
     let mut prepared = PreparedCommit {
@@ -167,9 +164,7 @@ pub async fn commit(
             .map_or(ExternalJoin::None, |p| join_of(p.external_join)),
         secrets: welcome.secrets,
         encrypted_group_info: welcome.shared,
-        tree_width: tree.width(),
-        tree_changes: tree.changes_since(&before.tree.unwrap_or_default()),
-        tree_fits,
+        tree,
         first_message,
         message_id,
         group,
@@ -195,7 +190,7 @@ struct Before {
     epoch: Option<u64>,
     suite: Option<u16>,
     group_context: Option<Vec<u8>>,
-    tree: Option<Tree>,
+    tree: Option<TreeBefore>,
 }
 
 impl Before {
@@ -209,23 +204,18 @@ impl Before {
         };
         let info = GroupInfo::parse(&stored.group_info, stored.group_info.len())
             .map_err(|_| Error::Corrupt("a stored GroupInfo"))?;
-        let nodes = store::tree::at(&client, group, epoch_seq)
-            .await
-            .map_err(DbError::from)?;
-        let mut tree =
-            Tree::blank(stored.tree_width).map_err(|_| Error::Corrupt("a stored tree"))?;
-        for (index, bytes) in nodes {
-            // A tree that shrank keeps its older, wider nodes for the epochs that had them.
-            if tree.width().saturating_mul(2) > index.saturating_add(1) {
-                tree.set(index, Some(&bytes))
-                    .map_err(|_| Error::Corrupt("a stored tree"))?;
-            }
+        if !stored.tree_width.is_power_of_two() {
+            return Err(Error::Corrupt("a stored tree"));
         }
         Ok(Self {
             epoch: Some(stored.epoch),
             suite: Some(info.suite),
             group_context: Some(info.group_context),
-            tree: Some(tree),
+            tree: Some(TreeBefore {
+                epoch_seq,
+                width: stored.tree_width,
+                hash: info.tree_hash,
+            }),
         })
     }
 }

@@ -1,7 +1,11 @@
 //! A new group.
 
 use chancery_proto::{
-    common::v1::Reason, content_hash::ContentHasher, delivery::v1::CreateGroupRequest, tree::Tree,
+    common::v1::Reason,
+    content_hash::ContentHasher,
+    delivery::v1::CreateGroupRequest,
+    suite::Suite,
+    tree::{Hashes, Tree},
 };
 use service_kit::db::DbError;
 
@@ -35,6 +39,8 @@ pub struct PreparedGroup {
     pub tree_width: u32,
     /// Nodes that are not blank.
     pub tree: Vec<store::tree::Node>,
+    /// Hashes of its subtrees.
+    pub tree_hashes: Hashes,
     /// The group that this one follows.
     pub replaces: Option<Replaces>,
 }
@@ -111,6 +117,7 @@ pub async fn group(
         past_epochs: policy.past_epochs.into(),
         external_join: join_of(policy.external_join),
         tree_width: tree.width(),
+        tree_hashes: Suite::from_code(suite).map_or_else(Hashes::new, |suite| tree.hashes(suite)),
         tree: tree.nodes().map(|(i, n)| (i, Some(n.to_vec()))).collect(),
         replaces,
         group,

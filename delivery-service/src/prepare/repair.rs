@@ -1,7 +1,11 @@
 //! A GroupInfo that a member puts in the place of a false one.
 
 use chancery_proto::{
-    common::v1::Reason, delivery::v1::PutGroupInfoRequest, group_info::GroupInfo, tree::Tree,
+    common::v1::Reason,
+    delivery::v1::PutGroupInfoRequest,
+    group_info::GroupInfo,
+    suite::Suite,
+    tree::{Hashes, Tree},
 };
 use service_kit::db::DbError;
 
@@ -27,6 +31,8 @@ pub struct PreparedInfo {
     pub group_state_hash: [u8; 32],
     /// The whole tree.
     pub tree: Tree,
+    /// Hashes of its subtrees.
+    pub tree_hashes: Hashes,
 }
 
 /// Reads a PutGroupInfo request: signed by the caller's own leaf, with the whole tree that fits it.
@@ -61,6 +67,8 @@ pub async fn repair(
         epoch_seq: request.epoch_seq,
         group_info: request.group_info.to_vec(),
         group_state_hash: info.group_state_hash(),
+        tree_hashes: Suite::from_code(info.suite)
+            .map_or_else(Hashes::new, |suite| tree.hashes(suite)),
         tree,
         group,
     })

@@ -1,15 +1,87 @@
 //! What is only read: facts of the service, groups, rosters, trees.
 
 use chancery_proto::{common::v1::Reason, delivery::v1::*, suite};
-use service_kit::db::DbError;
+use service_kit::db::{Db, DbError, GenericClient};
+use tonic::Status;
 
 use super::Rpc;
-use crate::{caller::Caller, error::Error, group::Stage, read, store};
+use crate::{
+    caller::Caller,
+    error::{Error, status},
+    group::Stage,
+    read, store,
+};
 
 /// Members in one part of a roster.
 const ROSTER_PART: usize = 1_000;
-/// Nodes' bytes in one part of a tree.
-const TREE_PART_BYTES: usize = 128 * 1024;
+/// Nodes in one part of a tree: some hundred bytes each.
+const TREE_PART: u32 = 256;
+
+/// Trees are kept for Welcomes that wait, and as far back as a void may lead.
+async fn check_kept<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    epoch_seq: u64,
+) -> Result<(), Error> {
+    let head = store::groups::head(client, group)
+        .await
+        .map_err(DbError::from)?
+        .ok_or_else(Error::no_group)?;
+    let oldest = store::tree::oldest_kept(client, group, head.settled_seq)
+        .await
+        .map_err(DbError::from)?;
+    if epoch_seq < oldest {
+        return Err(Error::refused(
+            Reason::EpochTooOld,
+            "the tree of this epoch is no longer kept: no Welcome waits for it",
+        ));
+    }
+    Ok(())
+}
+
+/// A tree that is read as it is sent, a part at a time.
+pub(super) struct TreePages {
+    db: Db,
+    group: Vec<u8>,
+    epoch_seq: u64,
+    tree_width: u32,
+    /// None behind the last part.
+    next_index: Option<u32>,
+}
+
+impl TreePages {
+    /// The next part; the first one comes also of a tree without nodes. An epoch's tree never changes, so that each part may be read by itself.
+    pub(super) async fn next(self) -> Result<Option<(FetchTreeResponse, Self)>, Status> {
+        self.read().await.map_err(status)
+    }
+
+    async fn read(mut self) -> Result<Option<(FetchTreeResponse, Self)>, Error> {
+        let Some(from) = self.next_index else {
+            return Ok(None);
+        };
+        let client = self.db.client().await?;
+        let (group, seq) = (&self.group, self.epoch_seq);
+        let nodes = store::tree::page_at(&client, group, seq, from, TREE_PART)
+            .await
+            .map_err(DbError::from)?;
+        // After it was read: what was deleted before is not missing from it.
+        check_kept(&client, group, seq).await?;
+        drop(client);
+        let full = nodes.len() >= TREE_PART as usize;
+        let last = nodes.last().map(|(index, _)| *index);
+        self.next_index = last.filter(|_| full).and_then(|last| last.checked_add(1));
+        let nodes = nodes.into_iter().map(|(index, node)| TreeNode {
+            index,
+            node: Some(node.into()),
+        });
+        let part = FetchTreeResponse {
+            epoch_seq: self.epoch_seq,
+            tree_width: self.tree_width,
+            nodes: nodes.collect(),
+        };
+        Ok(Some((part, self)))
+    }
+}
 
 impl Rpc {
     pub(super) async fn info(&self) -> Result<GetServiceInfoResponse, Error> {
@@ -39,11 +111,12 @@ impl Rpc {
         })
     }
 
+    /// Which tree is asked for, if it is one that is kept.
     pub(super) async fn tree(
         &self,
         caller: &Caller,
         request: &FetchTreeRequest,
-    ) -> Result<Vec<FetchTreeResponse>, Error> {
+    ) -> Result<TreePages, Error> {
         let group = read::group_id(&self.node, request.group.as_ref())?;
         let view = read::view(&self.node, caller, group).await?;
         let epoch_seq = match request.current {
@@ -58,30 +131,14 @@ impl Rpc {
             .await
             .map_err(DbError::from)?
             .ok_or_else(|| Error::refused(Reason::UnknownValue, "epoch_seq names no epoch"))?;
-        let nodes = store::tree::at(&client, &view.group, epoch_seq)
-            .await
-            .map_err(DbError::from)?;
-        let part = || FetchTreeResponse {
+        check_kept(&client, &view.group, epoch_seq).await?;
+        Ok(TreePages {
+            db: self.node.db.clone(),
+            group: view.group,
             epoch_seq,
             tree_width: epoch.tree_width,
-            nodes: Vec::new(),
-        };
-        let mut answers = vec![part()];
-        let mut bytes = 0;
-        for (index, node) in nodes {
-            bytes += node.len();
-            if bytes > TREE_PART_BYTES {
-                answers.push(part());
-                bytes = node.len();
-            }
-            if let Some(last) = answers.last_mut() {
-                last.nodes.push(TreeNode {
-                    index,
-                    node: Some(node.into()),
-                });
-            }
-        }
-        Ok(answers)
+            next_index: Some(0),
+        })
     }
 
     pub(super) async fn group_info(

@@ -193,6 +193,7 @@ pub async fn restore(
     for sql in [
         "/* recovery::restore */ DELETE FROM epochs WHERE group_id = $1 AND epoch_seq >= $2",
         "/* recovery::restore */ DELETE FROM tree_nodes WHERE group_id = $1 AND from_seq >= $2",
+        "/* recovery::restore */ DELETE FROM tree_hashes WHERE group_id = $1 AND from_seq >= $2",
         "/* recovery::restore */ DELETE FROM welcomes WHERE group_id = $1 AND commit_seq >= $2",
     ] {
         tx.execute(&tx.prepare_cached(sql).await?, &[&group, &first])

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use chancery_proto::tree::Tree;
+use chancery_proto::tree::{Hashes, Nodes, Tree};
 use service_kit::db::{GenericClient, Transaction};
-use tokio_postgres::Error;
+use tokio_postgres::{Error, Row};
 
-use super::signed;
+use super::{signed, unsigned};
 
 /// A node that a Commit wrote: its index, and its bytes or blank.
 pub type Node = (u32, Option<Vec<u8>>);
@@ -21,14 +21,125 @@ pub async fn insert(
     let sql = "/* tree::insert */ INSERT INTO tree_nodes (group_id, node_index, from_seq, node) \
                SELECT $1, n.node_index, $2, n.node FROM unnest($3::int[], $4::bytea[]) AS n(node_index, node)";
     for part in nodes.chunks(1_000) {
-        let indices: Vec<i32> = part
-            .iter()
-            .map(|(index, _)| i32::try_from(*index).unwrap_or(i32::MAX))
-            .collect();
+        let indices: Vec<i32> = part.iter().map(|(index, _)| stored_index(*index)).collect();
         let bodies: Vec<Option<&[u8]>> = part.iter().map(|(_, node)| node.as_deref()).collect();
         tx.execute(
             &tx.prepare_cached(sql).await?,
             &[&group, &signed(seq), &indices, &bodies],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Writes hashes of subtrees that changed at `seq`.
+pub async fn insert_hashes(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    seq: u64,
+    hashes: &Hashes,
+) -> Result<(), Error> {
+    let sql = "/* tree::insert_hashes */ INSERT INTO tree_hashes (group_id, node_index, from_seq, hash) \
+               SELECT $1, h.node_index, $2, h.hash FROM unnest($3::int[], $4::bytea[]) AS h(node_index, hash)";
+    let rows: Vec<(i32, &[u8])> = hashes
+        .iter()
+        .map(|(index, hash)| (stored_index(*index), hash.as_slice()))
+        .collect();
+    for part in rows.chunks(10_000) {
+        let (indices, hashes): (Vec<i32>, Vec<&[u8]>) = part.iter().copied().unzip();
+        tx.execute(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(seq), &indices, &hashes],
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+fn stored_index(index: u32) -> i32 {
+    i32::try_from(index).unwrap_or(i32::MAX)
+}
+
+fn index_of(row: &Row) -> u32 {
+    u32::try_from(row.get::<_, i32>(0)).unwrap_or(0)
+}
+
+/// Some nodes of the epoch named `seq`; those that are not named are blank.
+pub async fn nodes_at<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+    indices: &[u32],
+) -> Result<Nodes, Error> {
+    let sql = "/* tree::nodes_at */ SELECT q.i, t.node FROM unnest($3::int[]) AS q(i) CROSS JOIN LATERAL \
+               (SELECT node FROM tree_nodes WHERE group_id = $1 AND node_index = q.i AND from_seq <= $2 ORDER BY from_seq DESC LIMIT 1) t \
+               WHERE t.node IS NOT NULL";
+    some_at(client, sql, group, seq, indices).await
+}
+
+/// Hashes of some subtrees of the epoch named `seq`, as far as they were written.
+pub async fn hashes_at<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+    indices: &[u32],
+) -> Result<Hashes, Error> {
+    let sql = "/* tree::hashes_at */ SELECT q.i, t.hash FROM unnest($3::int[]) AS q(i) CROSS JOIN LATERAL \
+               (SELECT hash FROM tree_hashes WHERE group_id = $1 AND node_index = q.i AND from_seq <= $2 ORDER BY from_seq DESC LIMIT 1) t";
+    some_at(client, sql, group, seq, indices).await
+}
+
+async fn some_at<C: GenericClient>(
+    client: &C,
+    sql: &str,
+    group: &[u8],
+    seq: u64,
+    indices: &[u32],
+) -> Result<BTreeMap<u32, Vec<u8>>, Error> {
+    let indices: Vec<i32> = indices.iter().map(|index| stored_index(*index)).collect();
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&group, &signed(seq), &indices],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (index_of(row), row.get(1))).collect())
+}
+
+/// The oldest seq at which the tree is kept whole: that of a Welcome which waits, or the one before the last settled epoch, whose leaves sign reports of it.
+pub async fn oldest_kept<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    settled_seq: u64,
+) -> Result<u64, Error> {
+    let sql = "/* tree::oldest_kept */ SELECT least($2, (SELECT min(commit_seq) FROM welcomes \
+               WHERE group_id = $1 AND acked_at IS NULL AND expires_at > now()))";
+    let row = client
+        .query_one(
+            &client.prepare_cached(sql).await?,
+            &[&group, &signed(settled_seq.saturating_sub(1))],
+        )
+        .await?;
+    Ok(unsigned(row.get(0)))
+}
+
+/// Deletes older versions of these nodes and hashes that no tree from `oldest` on is made of.
+pub async fn prune(
+    tx: &Transaction<'_>,
+    group: &[u8],
+    oldest: u64,
+    indices: &[u32],
+) -> Result<(), Error> {
+    let indices: Vec<i32> = indices.iter().map(|index| stored_index(*index)).collect();
+    for sql in [
+        "/* tree::prune */ DELETE FROM tree_nodes t WHERE t.group_id = $1 AND t.node_index = ANY($3) AND t.from_seq < \
+         (SELECT max(n.from_seq) FROM tree_nodes n WHERE n.group_id = $1 AND n.node_index = t.node_index AND n.from_seq <= $2)",
+        "/* tree::prune */ DELETE FROM tree_hashes t WHERE t.group_id = $1 AND t.node_index = ANY($3) AND t.from_seq < \
+         (SELECT max(n.from_seq) FROM tree_hashes n WHERE n.group_id = $1 AND n.node_index = t.node_index AND n.from_seq <= $2)",
+    ] {
+        tx.execute(
+            &tx.prepare_cached(sql).await?,
+            &[&group, &signed(oldest), &indices],
         )
         .await?;
     }
@@ -41,10 +152,16 @@ pub async fn rewrite(
     group: &[u8],
     seq: u64,
     tree: &Tree,
+    hashes: &Hashes,
 ) -> Result<(), Error> {
-    let sql = "/* tree::rewrite */ DELETE FROM tree_nodes WHERE group_id = $1 AND from_seq = $2";
-    tx.execute(&tx.prepare_cached(sql).await?, &[&group, &signed(seq)])
-        .await?;
+    for sql in [
+        "/* tree::rewrite */ DELETE FROM tree_nodes WHERE group_id = $1 AND from_seq = $2",
+        "/* tree::rewrite */ DELETE FROM tree_hashes WHERE group_id = $1 AND from_seq = $2",
+    ] {
+        tx.execute(&tx.prepare_cached(sql).await?, &[&group, &signed(seq)])
+            .await?;
+    }
+    insert_hashes(tx, group, seq, hashes).await?;
     let mut changes: BTreeMap<u32, Option<Vec<u8>>> = at(tx, group, seq)
         .await?
         .into_iter()
@@ -80,11 +197,30 @@ pub async fn at<C: GenericClient>(
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&group, &signed(seq)])
         .await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let index = u32::try_from(row.get::<_, i32>(0)).unwrap_or(0);
-            (index, row.get(1))
-        })
-        .collect())
+    Ok(rows.iter().map(|row| (index_of(row), row.get(1))).collect())
+}
+
+/// A page of [`at`]: the nodes from an index on, at most so many.
+pub async fn page_at<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+    from_index: u32,
+    nodes: u32,
+) -> Result<Vec<(u32, Vec<u8>)>, Error> {
+    let sql = "/* tree::page_at */ SELECT node_index, node FROM (SELECT DISTINCT ON (node_index) node_index, node FROM tree_nodes \
+               WHERE group_id = $1 AND from_seq <= $2 AND node_index >= $3 ORDER BY node_index, from_seq DESC) AS newest \
+               WHERE node IS NOT NULL ORDER BY node_index LIMIT $4";
+    let rows = client
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[
+                &group,
+                &signed(seq),
+                &stored_index(from_index),
+                &i64::from(nodes),
+            ],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (index_of(row), row.get(1))).collect())
 }
