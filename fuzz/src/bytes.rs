@@ -4,13 +4,14 @@ use auth_service::credentials::{Scheme, SigningRequest};
 use chancery_proto::{
     certificate::{self, Anchors},
     commit_info::{CommitInfo, MessageData},
+    delivery::v1::TreeUpdate,
     framing::{self, Message},
     group_info::GroupInfo,
     key_package::KeyPackage,
     policy::Policy,
     suite::Suite,
     token,
-    tree::Tree,
+    tree::{Patch, Tree},
     welcome::Welcome,
 };
 
@@ -92,6 +93,18 @@ pub fn ratchet_tree(data: &[u8]) {
     }
 }
 
+/// What is hashed from hashes is what the whole tree hashes to.
+fn patched_hash(before: &Tree, after: &Tree, update: &TreeUpdate) {
+    let suite = Suite::X25519Aes128;
+    let patch = Patch::read(update, before.width()).expect("an update that was written");
+    let Some(patch) = patch else { return };
+    let nodes = before.nodes().map(|(i, node)| (i, node.to_vec())).collect();
+    let hashes = patch
+        .hashes(suite, &nodes, &before.hashes(suite))
+        .expect("all hashes are there");
+    assert_eq!(hashes.get(&patch.root()), Some(&after.hash(suite)));
+}
+
 /// Changes of a tree, each as an octet of what to do, an octet of an index and the octets of a node with their length before them.
 pub fn tree_patch(data: &[u8]) {
     let mut tree = Tree::blank(1).expect("1 is a power of two");
@@ -111,6 +124,7 @@ pub fn tree_patch(data: &[u8]) {
             continue;
         }
         let update = tree.update_since(&before);
+        patched_hash(&before, &tree, &update);
         let mut patched = before;
         patched
             .resize(update.tree_width)

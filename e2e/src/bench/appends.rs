@@ -66,6 +66,7 @@ pub async fn measure(
     }
     if wanted("nodes") {
         two_nodes(ground, some, options, table).await?;
+        ground.nodes.truncate(1);
     }
     Ok(())
 }
