@@ -39,12 +39,7 @@ pub async fn run(node: Node, shutdown: Shutdown) {
             rooms = reader.node.hub.to_read(ROUND_ROOMS) => rooms,
             () = soft.cancelled() => return,
         };
-        if let Err(error) = reader.round(&rooms).await {
-            tracing::warn!(%error, "cannot read for followers");
-            for (room, _) in &rooms {
-                reader.node.hub.was_missed(room);
-            }
-        }
+        reader.round(&rooms).await;
     }
 }
 
@@ -99,7 +94,7 @@ struct Read<'r> {
 }
 
 impl Reader {
-    async fn round(&mut self, rooms: &[(Arc<Room>, Option<Position>)]) -> Result<(), Error> {
+    async fn round(&mut self, rooms: &[(Arc<Room>, Option<Position>)]) {
         let mut reads = Vec::new();
         for (room, from) in rooms {
             match from {
@@ -118,16 +113,26 @@ impl Reader {
             }
         }
         if reads.is_empty() {
-            return Ok(());
+            return;
         }
-        self.read(&mut reads).await?;
-        self.revocations.look(&self.node).await?;
+        let known = match self.read(&mut reads).await {
+            Ok(()) => self.revocations.look(&self.node).await,
+            Err(error) => Err(error),
+        };
         for read in reads {
             let room = read.room.clone();
-            let more = self.share(read).await?;
-            self.node.hub.was_read(&room, more);
+            let shared = match &known {
+                Ok(()) => self.share(read).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match shared {
+                Ok(more) => self.node.hub.was_read(&room, more),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read for followers");
+                    self.node.hub.was_missed(&room);
+                }
+            }
         }
-        Ok(())
     }
 
     /// Entries of all rooms, where their heads are, and who left.
@@ -174,14 +179,14 @@ impl Reader {
     }
 
     /// Shares what was read of one room; true if there is more.
-    async fn share(&self, read: Read<'_>) -> Result<bool, Error> {
-        let Some(place) = read.place.as_ref() else {
+    async fn share(&self, mut read: Read<'_>) -> Result<bool, Error> {
+        let Some(place) = read.place.take() else {
             read.room.scatter();
             return Ok(false);
         };
         let group: &[u8] = read.room.id();
         let head = &place.head;
-        let mut rows: Vec<Entry> = read.entries;
+        let mut rows: Vec<Entry> = std::mem::take(&mut read.entries);
         rows.retain(|row| row.seq <= head.seq);
         let mut next_seq = read.from.seq + 1;
         let shared = rows.iter().all(|row| {
@@ -194,7 +199,8 @@ impl Reader {
             return Ok(false);
         }
         let last = rows.last().map_or(read.from.seq, |row| row.seq);
-        let leavers: Arc<[DeviceKey]> = read.leavers.into();
+        let position = go_on(read.from, last, place.roster_seq);
+        let leavers: Arc<[DeviceKey]> = read.leavers.as_slice().into();
         let client = self.node.db.client().await?;
         let mut pieces = Vec::new();
         let mut after = read.from.seq;
@@ -220,10 +226,6 @@ impl Reader {
             });
             after = until;
         }
-        let position = Position {
-            seq: last,
-            roster_seq: place.roster_seq,
-        };
         read.room.share(pieces, position);
         Ok(last < head.seq)
     }
@@ -233,5 +235,32 @@ impl Read<'_> {
     fn roster_moved(&self) -> bool {
         let now = self.place.as_ref().map(|place| place.roster_seq);
         now.is_some_and(|seq| seq != self.from.roster_seq)
+    }
+}
+
+/// Where the next round goes on, when everything up to `last` is shared. A Commit beyond it must be found again then: who leaves by it is named with it.
+fn go_on(from: Position, last: u64, roster_seq: u64) -> Position {
+    Position {
+        seq: last,
+        roster_seq: if roster_seq <= last {
+            roster_seq
+        } else {
+            from.roster_seq
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_that_is_not_shared_yet_is_looked_at_again() {
+        let at = |seq, roster_seq| Position { seq, roster_seq };
+        assert_eq!(go_on(at(5, 2), 7, 7), at(7, 7));
+        assert_eq!(go_on(at(5, 2), 7, 2), at(7, 2));
+        // The heads were read after the entries, or there are more than one round takes.
+        assert_eq!(go_on(at(5, 2), 6, 7), at(6, 2));
+        assert_eq!(go_on(at(5, 2), 5, 6), at(5, 2));
     }
 }

@@ -3,6 +3,8 @@
 //! Whoever is at the head of a group sends what the common reader shares ([`crate::follow`]); whoever is behind, or whose membership changed, reads for
 //! itself, many groups at once, and no more streams at a time than the node allows.
 
+mod catch_up;
+
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     convert::Infallible,
@@ -13,9 +15,9 @@ use std::{
 use bytes::BytesMut;
 use chancery_proto::common::v1::Reason;
 use chancery_proto::delivery::v1::{
-    CaughtUp, Cursor, Ended, EndedWhy, Heartbeat, State, SubscribeRequest, frame,
+    CaughtUp, Cursor, Ended, Heartbeat, State, SubscribeRequest, frame,
 };
-use service_kit::db::{DbError, GenericClient};
+use service_kit::db::DbError;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::Status;
 
@@ -23,23 +25,16 @@ use crate::{
     caller::{self, Caller},
     error::Error,
     frames::{self, Outlet},
-    group::Stage,
     hub::{Bell, GroupId, Next, Position, Room, Woken},
     inbox,
     node::Node,
-    read::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Span},
-    store::{
-        self,
-        groups::Place,
-        log::Entry,
-        roster::{Interval, Reading},
-    },
+    read::{self, FRAME_BYTES},
+    store,
 };
+use catch_up::{Read, View, end_of};
 
 /// Groups that are read at once when catching up.
 const PART_GROUPS: usize = 64;
-/// Entries of one group in a part, where it is alone; many groups share them.
-const PART_ENTRIES: usize = 256;
 /// Frames are handed over when so much is together, or nothing more comes.
 const OUT_BYTES: usize = 64 * 1024;
 
@@ -56,35 +51,6 @@ struct Reader {
     follows: bool,
     /// It waits to be read.
     due: bool,
-}
-
-/// Why a group ended for a device, if it did, and with which entry.
-fn end_of(view: &View) -> Option<(u64, EndedWhy)> {
-    let last = view.intervals.last()?;
-    let head = &view.place.head;
-    match (last.removed_seq, head.stage) {
-        (Some(at), _) if last.voided => Some((at, EndedWhy::Voided)),
-        (Some(at), _) => Some((at, EndedWhy::Removed)),
-        (None, Stage::Open) => None,
-        (None, Stage::Replaced) => Some((head.seq, EndedWhy::Replaced)),
-        (None, Stage::Empty) => Some((head.seq, EndedWhy::Left)),
-        (None, Stage::Deleted) => Some((head.seq, EndedWhy::Deleted)),
-    }
-}
-
-/// What the device may see of a group now.
-struct View {
-    place: Place,
-    /// Never empty, oldest first.
-    intervals: Vec<Interval>,
-}
-
-/// A group that is caught up with, and what was read of it.
-struct Read {
-    group: GroupId,
-    view: View,
-    span: Option<Span>,
-    entries: Vec<Entry>,
 }
 
 struct Stream {
@@ -347,96 +313,6 @@ impl Stream {
             self.flush().await;
             let woken = self.bell.take();
             self.answer(woken).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads what comes next in each of some groups.
-    async fn read(&self, part: Vec<GroupId>) -> Result<Vec<Read>, Error> {
-        let _turn = self.turn().await;
-        let client = self.node.db.client().await?;
-        let ids: Vec<&[u8]> = part.iter().map(|group| &**group).collect();
-        // The heads first, as in `read::view`.
-        let found = store::groups::places(&client, &ids)
-            .await
-            .map_err(DbError::from)?;
-        let mut places: Vec<Option<Place>> = vec![None; part.len()];
-        for (index, place) in found {
-            if let Some(slot) = places.get_mut(index) {
-                *slot = Some(place);
-            }
-        }
-        let readings = store::roster::readings(&client, &ids, self.caller.key)
-            .await
-            .map_err(DbError::from)?;
-        let mut reads = Vec::with_capacity(part.len());
-        for ((group, place), reading) in part.into_iter().zip(places).zip(readings) {
-            reads.push(self.begin_read(&client, group, place, reading).await?);
-        }
-        self.read_entries(&client, &mut reads).await?;
-        Ok(reads)
-    }
-
-    /// What the device may see of a group, and from where it reads on.
-    async fn begin_read<C: GenericClient>(
-        &self,
-        client: &C,
-        group: GroupId,
-        place: Option<Place>,
-        reading: Reading,
-    ) -> Result<Read, Error> {
-        if reading.revoked {
-            return Err(revoked());
-        }
-        let reader = self.readers.get(&group);
-        let (Some(place), Some(reader), false) = (place, reader, reading.intervals.is_empty())
-        else {
-            return Err(Error::no_group());
-        };
-        read::check_cursor(client, &group, reader.after, reader.chain, &place.head).await?;
-        let span = read::next_span(&reading.intervals, reader.after, place.head.seq);
-        Ok(Read {
-            group,
-            view: View {
-                place,
-                intervals: reading.intervals,
-            },
-            span,
-            entries: Vec::new(),
-        })
-    }
-
-    async fn read_entries<C: GenericClient>(
-        &self,
-        client: &C,
-        reads: &mut [Read],
-    ) -> Result<(), Error> {
-        let mut wanting: Vec<&mut Read> = reads.iter_mut().filter(|r| r.span.is_some()).collect();
-        if wanting.is_empty() {
-            return Ok(());
-        }
-        let asked: Vec<(&[u8], u64)> = wanting
-            .iter()
-            .filter_map(|read| Some((&*read.group, read.span?.after)))
-            .collect();
-        let each = u32::try_from(PART_ENTRIES.div_ceil(asked.len())).unwrap_or(1);
-        let entries = store::log::read_many(client, &asked, each, INLINE_PAYLOAD_BYTES)
-            .await
-            .map_err(DbError::from)?;
-        for (index, entry) in entries {
-            if let Some(read) = wanting.get_mut(index)
-                && read.span.is_some_and(|span| entry.seq <= span.until)
-            {
-                read.entries.push(entry);
-            }
-        }
-        for read in wanting {
-            let first = read.entries.first().map(|entry| entry.seq);
-            match (first, read.span) {
-                (Some(first), Some(span)) if first == span.after + 1 => {}
-                (Some(_), _) => return Err(read::past_retention(client, &read.group).await?),
-                (None, _) => return Err(Error::Corrupt("a hole in the log")),
-            }
         }
         Ok(())
     }

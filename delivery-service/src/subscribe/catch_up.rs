@@ -1,0 +1,142 @@
+//! What a stream reads for itself: many groups in a few queries, in turn with other streams.
+
+use chancery_proto::delivery::v1::EndedWhy;
+use service_kit::db::{DbError, GenericClient};
+
+use super::{Stream, revoked};
+use crate::{
+    error::Error,
+    group::Stage,
+    hub::GroupId,
+    read::{self, INLINE_PAYLOAD_BYTES, Span},
+    store::{
+        self,
+        groups::Place,
+        log::Entry,
+        roster::{Interval, Reading},
+    },
+};
+
+/// Entries of one group in a part, where it is alone; many groups share them.
+const PART_ENTRIES: usize = 256;
+
+/// What the device may see of a group now.
+pub(super) struct View {
+    pub(super) place: Place,
+    /// Never empty, oldest first.
+    pub(super) intervals: Vec<Interval>,
+}
+
+/// A group that is caught up with, and what was read of it.
+pub(super) struct Read {
+    pub(super) group: GroupId,
+    pub(super) view: View,
+    pub(super) span: Option<Span>,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// Why a group ended for a device, if it did, and with which entry.
+pub(super) fn end_of(view: &View) -> Option<(u64, EndedWhy)> {
+    let last = view.intervals.last()?;
+    let head = &view.place.head;
+    match (last.removed_seq, head.stage) {
+        (Some(at), _) if last.voided => Some((at, EndedWhy::Voided)),
+        (Some(at), _) => Some((at, EndedWhy::Removed)),
+        (None, Stage::Open) => None,
+        (None, Stage::Replaced) => Some((head.seq, EndedWhy::Replaced)),
+        (None, Stage::Empty) => Some((head.seq, EndedWhy::Left)),
+        (None, Stage::Deleted) => Some((head.seq, EndedWhy::Deleted)),
+    }
+}
+
+impl Stream {
+    /// Reads what comes next in each of some groups.
+    pub(super) async fn read(&self, part: Vec<GroupId>) -> Result<Vec<Read>, Error> {
+        let _turn = self.turn().await;
+        let client = self.node.db.client().await?;
+        let ids: Vec<&[u8]> = part.iter().map(|group| &**group).collect();
+        // The heads first, as in `read::view`.
+        let found = store::groups::places(&client, &ids)
+            .await
+            .map_err(DbError::from)?;
+        let mut places: Vec<Option<Place>> = vec![None; part.len()];
+        for (index, place) in found {
+            if let Some(slot) = places.get_mut(index) {
+                *slot = Some(place);
+            }
+        }
+        let readings = store::roster::readings(&client, &ids, self.caller.key)
+            .await
+            .map_err(DbError::from)?;
+        let mut reads = Vec::with_capacity(part.len());
+        for ((group, place), reading) in part.into_iter().zip(places).zip(readings) {
+            reads.push(self.begin_read(&client, group, place, reading).await?);
+        }
+        self.read_entries(&client, &mut reads).await?;
+        Ok(reads)
+    }
+
+    /// What the device may see of a group, and from where it reads on.
+    async fn begin_read<C: GenericClient>(
+        &self,
+        client: &C,
+        group: GroupId,
+        place: Option<Place>,
+        reading: Reading,
+    ) -> Result<Read, Error> {
+        if reading.revoked {
+            return Err(revoked());
+        }
+        let reader = self.readers.get(&group);
+        let (Some(place), Some(reader), false) = (place, reader, reading.intervals.is_empty())
+        else {
+            return Err(Error::no_group());
+        };
+        read::check_cursor(client, &group, reader.after, reader.chain, &place.head).await?;
+        let span = read::next_span(&reading.intervals, reader.after, place.head.seq);
+        Ok(Read {
+            group,
+            view: View {
+                place,
+                intervals: reading.intervals,
+            },
+            span,
+            entries: Vec::new(),
+        })
+    }
+
+    async fn read_entries<C: GenericClient>(
+        &self,
+        client: &C,
+        reads: &mut [Read],
+    ) -> Result<(), Error> {
+        let mut wanting: Vec<&mut Read> = reads.iter_mut().filter(|r| r.span.is_some()).collect();
+        if wanting.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<(&[u8], u64)> = wanting
+            .iter()
+            .filter_map(|read| Some((&*read.group, read.span?.after)))
+            .collect();
+        let each = u32::try_from(PART_ENTRIES.div_ceil(asked.len())).unwrap_or(1);
+        let entries = store::log::read_many(client, &asked, each, INLINE_PAYLOAD_BYTES)
+            .await
+            .map_err(DbError::from)?;
+        for (index, entry) in entries {
+            if let Some(read) = wanting.get_mut(index)
+                && read.span.is_some_and(|span| entry.seq <= span.until)
+            {
+                read.entries.push(entry);
+            }
+        }
+        for read in wanting {
+            let first = read.entries.first().map(|entry| entry.seq);
+            match (first, read.span) {
+                (Some(first), Some(span)) if first == span.after + 1 => {}
+                (Some(_), _) => return Err(read::past_retention(client, &read.group).await?),
+                (None, _) => return Err(Error::Corrupt("a hole in the log")),
+            }
+        }
+        Ok(())
+    }
+}
