@@ -1,4 +1,4 @@
-//! `./dev bench`: how fast the log takes messages, each figure beside a baseline of the same run: the same machine, the same PostgreSQL, the same tables.
+//! `./dev bench`: how fast the log takes messages and how fast they spread, each figure beside a baseline of the same run: the same machine, the same PostgreSQL, the same tables.
 //!
 //! | module | what |
 //! |---|---|
