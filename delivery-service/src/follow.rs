@@ -10,7 +10,10 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use chancery_proto::delivery::v1::frame;
 use futures_util::future::try_join;
-use service_kit::{db::DbError, lifecycle::Shutdown};
+use service_kit::{
+    db::{DbError, GenericClient, Object},
+    lifecycle::Shutdown,
+};
 
 use crate::{
     error::Error,
@@ -55,16 +58,15 @@ impl Revocations {
     ///
     /// # Errors
     /// The database; then nothing is known.
-    pub async fn look(&mut self, node: &Node) -> Result<(), DbError> {
-        let client = node.db.client().await?;
+    pub async fn look<C: GenericClient>(&mut self, node: &Node, client: &C) -> Result<(), DbError> {
         // A revocation and its place in the feed are one transaction. A stream that begins after this reads for itself first.
-        let feeds = store::devices::feeds(&client).await?;
+        let feeds = store::devices::feeds(client).await?;
         if self.feeds.as_ref() == Some(&feeds) {
             return Ok(());
         }
         let devices = node.hub.devices();
-        let statement = store::devices::Standings::prepare(&client).await?;
-        for (place, standing) in statement.run(&client, &devices).await? {
+        let statement = store::devices::Standings::prepare(client).await?;
+        for (place, standing) in statement.run(client, &devices).await? {
             if let Some((device, _)) = devices.get(place) {
                 if standing.revoked {
                     node.hub.revoke(*device);
@@ -115,14 +117,11 @@ impl Reader {
         if reads.is_empty() {
             return;
         }
-        let known = match self.read(&mut reads).await {
-            Ok(()) => self.revocations.look(&self.node).await,
-            Err(error) => Err(error),
-        };
+        let known = self.read(&mut reads).await;
         for read in reads {
             let room = read.room.clone();
             let shared = match &known {
-                Ok(()) => self.share(read).await.map_err(|error| error.to_string()),
+                Ok(client) => self.share(client, read).await.map_err(|e| e.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             match shared {
@@ -135,51 +134,16 @@ impl Reader {
         }
     }
 
-    /// Entries of all rooms, where their heads are, and who left.
-    async fn read(&self, reads: &mut [Read<'_>]) -> Result<(), DbError> {
+    /// Reads all rooms, and then looks for revocations; the connection that this took.
+    async fn read(&mut self, reads: &mut [Read<'_>]) -> Result<Object, DbError> {
         let client = self.node.db.client().await?;
-        let afters: Vec<(&[u8], u64)> = reads
-            .iter()
-            .map(|read| (&**read.room.id(), read.from.seq))
-            .collect();
-        let ids: Vec<&[u8]> = afters.iter().map(|(id, _)| *id).collect();
-        // Under way together: whichever is read first, entries beyond the head that was read are left for the next round.
-        let (entries, places) = try_join(
-            store::log::read_many(&client, &afters, ROUND_ENTRIES, INLINE_PAYLOAD_BYTES),
-            store::groups::places(&client, &ids),
-        )
-        .await?;
-        for (place, entry) in entries {
-            if let Some(read) = reads.get_mut(place) {
-                read.entries.push(entry);
-            }
-        }
-        for (place, head) in places {
-            if let Some(read) = reads.get_mut(place) {
-                read.place = Some(head);
-            }
-        }
-        let committed: Vec<usize> = (0..reads.len())
-            .filter(|index| reads[*index].roster_moved())
-            .collect();
-        if committed.is_empty() {
-            return Ok(());
-        }
-        let asked: Vec<(&[u8], u64)> = committed
-            .iter()
-            .map(|index| &reads[*index])
-            .map(|read| (&**read.room.id(), read.from.roster_seq))
-            .collect();
-        for (place, device) in store::roster::left_after(&client, &asked).await? {
-            if let Some(read) = committed.get(place).and_then(|i| reads.get_mut(*i)) {
-                read.leavers.push(device);
-            }
-        }
-        Ok(())
+        read_rooms(&client, reads).await?;
+        self.revocations.look(&self.node, &client).await?;
+        Ok(client)
     }
 
     /// Shares what was read of one room; true if there is more.
-    async fn share(&self, mut read: Read<'_>) -> Result<bool, Error> {
+    async fn share(&self, client: &Object, mut read: Read<'_>) -> Result<bool, Error> {
         let Some(place) = read.place.take() else {
             read.room.scatter();
             return Ok(false);
@@ -201,13 +165,12 @@ impl Reader {
         let last = rows.last().map_or(read.from.seq, |row| row.seq);
         let position = go_on(read.from, last, place.roster_seq);
         let leavers: Arc<[DeviceKey]> = read.leavers.as_slice().into();
-        let client = self.node.db.client().await?;
         let mut pieces = Vec::new();
         let mut after = read.from.seq;
         let mut rows = rows.into_iter().peekable();
         while rows.peek().is_some() {
             let next =
-                read::page_of(&self.node, &client, group, &mut rows, FRAME_BYTES, head.seq).await?;
+                read::page_of(&self.node, client, group, &mut rows, FRAME_BYTES, head.seq).await?;
             let Next::Entries(entries) = next else {
                 return Err(Error::Corrupt("a pruned entry at the head of a log"));
             };
@@ -229,6 +192,48 @@ impl Reader {
         read.room.share(pieces, position);
         Ok(last < head.seq)
     }
+}
+
+/// Entries of all rooms, where their heads are, and who left.
+async fn read_rooms(client: &Object, reads: &mut [Read<'_>]) -> Result<(), DbError> {
+    let afters: Vec<(&[u8], u64)> = reads
+        .iter()
+        .map(|read| (&**read.room.id(), read.from.seq))
+        .collect();
+    let ids: Vec<&[u8]> = afters.iter().map(|(id, _)| *id).collect();
+    // Under way together: whichever is read first, entries beyond the head that was read are left for the next round.
+    let (entries, places) = try_join(
+        store::log::read_many(client, &afters, ROUND_ENTRIES, INLINE_PAYLOAD_BYTES),
+        store::groups::places(client, &ids),
+    )
+    .await?;
+    for (place, entry) in entries {
+        if let Some(read) = reads.get_mut(place) {
+            read.entries.push(entry);
+        }
+    }
+    for (place, head) in places {
+        if let Some(read) = reads.get_mut(place) {
+            read.place = Some(head);
+        }
+    }
+    let committed: Vec<usize> = (0..reads.len())
+        .filter(|index| reads[*index].roster_moved())
+        .collect();
+    if committed.is_empty() {
+        return Ok(());
+    }
+    let asked: Vec<(&[u8], u64)> = committed
+        .iter()
+        .map(|index| &reads[*index])
+        .map(|read| (&**read.room.id(), read.from.roster_seq))
+        .collect();
+    for (place, device) in store::roster::left_after(client, &asked).await? {
+        if let Some(read) = committed.get(place).and_then(|i| reads.get_mut(*i)) {
+            read.leavers.push(device);
+        }
+    }
+    Ok(())
 }
 
 impl Read<'_> {

@@ -48,7 +48,6 @@ impl Poll {
         if self.groups.is_empty() && self.devices.is_empty() {
             return Ok(());
         }
-        self.revocations.look(node).await?;
         let at_most = node.config.head_poll_items as usize;
         let groups = self
             .groups
@@ -59,6 +58,7 @@ impl Poll {
             .devices
             .split_off(self.devices.len().saturating_sub(at_most));
         let client = node.db.client().await?;
+        self.revocations.look(node, &client).await?;
         node.gate.clock.saw(groups::now(&client).await?);
         let ids: Vec<&[u8]> = groups.iter().map(|group| &**group).collect();
         let pulses = groups::pulses(&client, &ids).await?;

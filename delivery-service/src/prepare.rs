@@ -160,18 +160,19 @@ fn group_info(node: &Node, bytes: &[u8]) -> Result<GroupInfo, Error> {
     GroupInfo::parse(bytes, bytes.len()).map_err(malformed("group_info"))
 }
 
-/// The tree after an update, whole or of what changed.
-fn new_tree(
-    node: &Node,
-    before: Option<&Tree>,
-    update: Option<&TreeUpdate>,
-) -> Result<Tree, Error> {
+/// An update of a tree that is not too wide.
+fn tree_update<'u>(node: &Node, update: Option<&'u TreeUpdate>) -> Result<&'u TreeUpdate, Error> {
     let update = update.ok_or_else(|| Error::malformed("tree", "missing"))?;
     node.within(
         "group_members_items",
         node.config.limits.group_members_items,
         update.tree_width as usize,
     )?;
+    Ok(update)
+}
+
+/// The tree after an update, whole or of what changed.
+fn new_tree(before: Option<&Tree>, update: &TreeUpdate) -> Result<Tree, Error> {
     let mut tree = match (update.full, before) {
         (false, Some(before)) => before.clone(),
         _ => Tree::default(),

@@ -28,8 +28,7 @@ use crate::{
     hub::{Bell, GroupId, Next, Position, Room, Woken},
     inbox,
     node::Node,
-    read::{self, FRAME_BYTES},
-    store,
+    read, store,
 };
 use catch_up::{Read, View, end_of};
 
@@ -320,27 +319,11 @@ impl Stream {
     /// Sends the next frame of one group; it is due again if there is more.
     async fn step(&mut self, read: Read) -> Result<(), Error> {
         let Read {
-            group,
-            view,
-            span,
-            entries,
+            group, view, next, ..
         } = read;
         let head_seq = view.place.head.seq;
-        let mut after = None;
-        if span.is_some() {
-            let client = self.node.db.client().await?;
-            let mut rows = entries.into_iter().peekable();
-            let next = read::page_of(
-                &self.node,
-                &client,
-                &group,
-                &mut rows,
-                FRAME_BYTES,
-                head_seq,
-            )
-            .await?;
-            drop(client);
-            after = next.last();
+        let after = next.as_ref().and_then(read::Next::last);
+        if let Some(next) = next {
             self.send(next.into()).await;
         }
         let Some(reader) = self.readers.get_mut(&group) else {

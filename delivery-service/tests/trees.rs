@@ -163,3 +163,42 @@ async fn old_versions_are_kept_for_a_welcome_that_waits_and_no_longer() {
     let now = fetch(&world, &b, &group, group.epoch_seq).await.unwrap();
     assert_eq!(now, group.tree);
 }
+
+#[tokio::test]
+async fn large_nodes_are_spread_over_parts_that_every_client_takes() {
+    let world = World::start(1, &[]).await;
+    let (devices, mut group) = crowd(&world, 8).await;
+    let mut after = group.tree.clone();
+    // As large as a parent gets that names some ten thousand unmerged leaves.
+    for index in (1..15).step_by(2) {
+        let node = [&[1, 2][..], &vec![7; 100_000]].concat();
+        after.set(index, Some(&node)).unwrap();
+    }
+    let result = submit(&world, &devices[0], change(&group, &after)).await;
+    group.accepted(&result.unwrap(), after);
+    let request = FetchTreeRequest {
+        group: Some(group.reference()),
+        epoch_seq: group.epoch_seq,
+        current: false,
+    };
+    let request = world.by(&devices[1], request);
+    let mut parts = world
+        .client()
+        .fetch_tree(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut nodes = 0;
+    while let Some(part) = parts.message().await.unwrap() {
+        let bytes: usize = part
+            .nodes
+            .iter()
+            .filter_map(|n| Some(n.node.as_ref()?.len()))
+            .sum();
+        assert!(bytes <= 256 * 1024, "{bytes} in a part");
+        nodes += part.nodes.len();
+    }
+    assert_eq!(nodes, 15);
+    let fetched = fetch(&world, &devices[1], &group, group.epoch_seq).await;
+    assert_eq!(fetched.unwrap(), group.tree);
+}

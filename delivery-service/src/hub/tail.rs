@@ -69,7 +69,7 @@ impl Tail {
         *self = Self::default();
     }
 
-    /// Adds pieces that follow on one another. False, and nothing happens, if they do not follow on what is there: another reader was faster.
+    /// Adds pieces that follow on one another. False, and nothing happens, if they do not follow on what is there.
     pub(super) fn push(&mut self, pieces: Vec<Piece>, position: Position) -> bool {
         let Some(at) = self.at else { return false };
         let fits = pieces.first().is_none_or(|first| first.after == at.seq);

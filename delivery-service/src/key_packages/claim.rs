@@ -167,10 +167,7 @@ async fn claim_at_once(
     let good = in_good_standing(tx, devices).await?;
     let keys: Vec<DeviceKey> = good.iter().map(|device| device.key).collect();
     let users: BTreeMap<DeviceKey, Uuid> = good.iter().map(|d| (d.key, d.user)).collect();
-    // Whoever takes too many of one device's gets its last resort instead: nobody can drain a stock alone.
-    let taken = store::key_packages::taken_lately_of(tx, &keys, claim.claimant).await?;
-    let within = |key: &DeviceKey| taken.get(key).copied().unwrap_or(0) < claim.per_hour;
-    let keys: Vec<DeviceKey> = keys.into_iter().filter(within).collect();
+    let keys = within_the_hour(tx, claim, keys).await?;
     let mut packages = store::key_packages::lock_next_of(tx, &keys, *suite).await?;
     packages.retain(|(_, package)| can(package, &claim.required));
     let given: Vec<Given<'_>> = packages
@@ -188,11 +185,7 @@ async fn claim_at_once(
         .into_iter()
         .filter(|given| begun.contains(&given.owner))
         .collect();
-    if store::key_packages::mark_claimed_of(tx, &marked, id).await? != marked.len() as u64 {
-        return Err(TxError::Rejected(Error::Corrupt(
-            "a locked KeyPackage was claimed by another",
-        )));
-    }
+    mark(tx, &marked, id).await?;
     Ok(packages
         .into_iter()
         .filter(|(owner, _)| begun.contains(owner))
@@ -201,6 +194,31 @@ async fn claim_at_once(
             (owner, (ClaimOutcome::KeyPackage, Some(package), user))
         })
         .collect())
+}
+
+/// Those of whose KeyPackages the claimant did not take too many. Of the others it gets the last resort: nobody can drain a stock alone.
+async fn within_the_hour(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    keys: Vec<DeviceKey>,
+) -> Result<Vec<DeviceKey>, tokio_postgres::Error> {
+    let taken = store::key_packages::taken_lately(tx, &keys, claim.claimant).await?;
+    let within = |key: &DeviceKey| taken.get(key).copied().unwrap_or(0) < claim.per_hour;
+    Ok(keys.into_iter().filter(within).collect())
+}
+
+/// Marks KeyPackages that this transaction has locked.
+async fn mark(
+    tx: &Transaction<'_>,
+    given: &[Given<'_>],
+    claim_id: Uuid,
+) -> Result<(), TxError<Error>> {
+    if store::key_packages::mark_claimed(tx, given, claim_id).await? != given.len() as u64 {
+        return Err(TxError::Rejected(Error::Corrupt(
+            "a locked KeyPackage was claimed by another",
+        )));
+    }
+    Ok(())
 }
 
 /// Devices that are known, and neither revoked nor cut off.
@@ -282,12 +300,11 @@ async fn take(
     claim: &PreparedClaim,
     key: DeviceKey,
 ) -> Result<(ClaimOutcome, Option<Stored>), TxError<Error>> {
-    // Whoever takes too many of one device's gets its last resort instead: nobody can drain a stock alone.
-    let taken = store::key_packages::taken_lately(tx, key, claim.claimant).await?;
-    let passes: &[bool] = if taken < claim.per_hour {
-        &[true, false]
-    } else {
+    let within = within_the_hour(tx, claim, vec![key]).await?;
+    let passes: &[bool] = if within.is_empty() {
         &[]
+    } else {
+        &[true, false]
     };
     for &skip_locked in passes {
         for suite in &claim.suites {
@@ -296,14 +313,11 @@ async fn take(
             if !can(&package, &claim.required) {
                 return Ok((ClaimOutcome::Unsupported, None));
             }
-            let marked =
-                store::key_packages::mark_claimed(tx, key, &package.reference, claim.claim_id)
-                    .await?;
-            if marked != 1 {
-                return Err(TxError::Rejected(Error::Corrupt(
-                    "a locked KeyPackage was claimed by another",
-                )));
-            }
+            let given = Given {
+                owner: key,
+                reference: &package.reference,
+            };
+            mark(tx, &[given], claim.claim_id).await?;
             return Ok((ClaimOutcome::KeyPackage, Some(package)));
         }
     }

@@ -12,7 +12,7 @@ use service_kit::db::DbError;
 use super::{
     group_info, hash_tree, join_of,
     leaf::{leaf_is_callers, leaf_of},
-    new_tree, tree_fits,
+    new_tree, tree_fits, tree_update,
 };
 use crate::{caller::Caller, error::Error, group::ExternalJoin, node::Node, read, store};
 
@@ -96,7 +96,7 @@ pub async fn group(
     if policy.home_domain != node.config.domain {
         return Err(mismatch("the policy names another home domain"));
     }
-    let tree = new_tree(node, None, request.tree.as_ref())?;
+    let tree = new_tree(None, tree_update(node, request.tree.as_ref())?)?;
     if !tree_fits(&tree, &info) {
         return Err(Error::Rejected(crate::group::Rejection::TreeMismatch));
     }

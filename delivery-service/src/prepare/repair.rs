@@ -12,7 +12,7 @@ use service_kit::db::DbError;
 use super::{
     group_info,
     leaf::{leaf_is_callers, leaf_of},
-    new_tree, tree_fits,
+    new_tree, tree_fits, tree_update,
 };
 use crate::{caller::Caller, error::Error, node::Node, read, store};
 
@@ -57,7 +57,7 @@ pub async fn repair(
     if !request.tree.as_ref().is_some_and(|tree| tree.full) {
         return Err(Error::malformed("tree", "a repair carries the whole tree"));
     }
-    let tree = new_tree(node, None, request.tree.as_ref())?;
+    let tree = new_tree(None, tree_update(node, request.tree.as_ref())?)?;
     if !tree_fits(&tree, &info) {
         return Err(Error::Rejected(crate::group::Rejection::TreeMismatch));
     }

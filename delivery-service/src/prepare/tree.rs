@@ -8,7 +8,7 @@ use chancery_proto::{
 };
 use service_kit::db::{DbError, GenericClient};
 
-use super::{malformed, new_tree, tree_fits};
+use super::{malformed, new_tree, tree_fits, tree_update};
 use crate::{error::Error, node::Node, store};
 
 /// What is stored of an epoch's tree.
@@ -47,12 +47,7 @@ pub(super) async fn tree_after(
     update: Option<&TreeUpdate>,
     info: &GroupInfo,
 ) -> Result<TreeAfter, Error> {
-    let update = update.ok_or_else(|| Error::malformed("tree", "missing"))?;
-    node.within(
-        "group_members_items",
-        node.config.limits.group_members_items,
-        update.tree_width as usize,
-    )?;
+    let update = tree_update(node, update)?;
     let suite = Suite::from_code(info.suite);
     let client = node.db.client().await?;
     if let (Some(before), Some(suite)) = (before, suite)
@@ -74,7 +69,7 @@ pub(super) async fn tree_after(
         None => None,
     };
     drop(client);
-    let tree = new_tree(node, old.as_ref(), Some(update))?;
+    let tree = new_tree(old.as_ref(), update)?;
     Ok(TreeAfter {
         width: tree.width(),
         changes: tree.changes_since(&old.unwrap_or_default()),

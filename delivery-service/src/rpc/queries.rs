@@ -14,8 +14,10 @@ use crate::{
 
 /// Members in one part of a roster.
 const ROSTER_PART: usize = 1_000;
-/// Nodes in one part of a tree: some hundred bytes each.
+/// Nodes that are read at once: some hundred bytes each, as a rule.
 const TREE_PART: u32 = 256;
+/// Nodes' bytes in one part of a tree: a parent that names thousands of unmerged leaves is larger than all leaves of a part.
+const TREE_PART_BYTES: usize = 128 * 1024;
 
 /// Trees are kept for Welcomes that wait, and as far back as a void may lead.
 async fn check_kept<C: GenericClient>(
@@ -68,17 +70,27 @@ impl TreePages {
         check_kept(&client, group, seq).await?;
         drop(client);
         let full = nodes.len() >= TREE_PART as usize;
-        let last = nodes.last().map(|(index, _)| *index);
-        self.next_index = last.filter(|_| full).and_then(|last| last.checked_add(1));
-        let nodes = nodes.into_iter().map(|(index, node)| TreeNode {
-            index,
-            node: Some(node.into()),
-        });
-        let part = FetchTreeResponse {
+        self.next_index = nodes
+            .last()
+            .filter(|_| full)
+            .and_then(|(last, _)| last.checked_add(1));
+        let mut part = FetchTreeResponse {
             epoch_seq: self.epoch_seq,
             tree_width: self.tree_width,
-            nodes: nodes.collect(),
+            nodes: Vec::new(),
         };
+        let mut bytes = 0;
+        for (index, node) in nodes {
+            bytes += node.len();
+            if bytes > TREE_PART_BYTES && !part.nodes.is_empty() {
+                self.next_index = Some(index);
+                break;
+            }
+            part.nodes.push(TreeNode {
+                index,
+                node: Some(node.into()),
+            });
+        }
         Ok(Some((part, self)))
     }
 }

@@ -179,35 +179,14 @@ pub async fn begin_claim(
     Ok(rows == 1)
 }
 
-/// One-time KeyPackages of `owner` that `claimant` took in the last hour. (`IS TRUE` keeps the planner from walking through everybody's by their age.)
+/// How many one-time KeyPackages of each owner `claimant` took in the last hour; of who is not named it took none. (`IS TRUE` keeps the planner from walking
+/// through everybody's by their age.)
 pub async fn taken_lately(
-    tx: &Transaction<'_>,
-    owner: DeviceKey,
-    claimant: DeviceKey,
-) -> Result<u64, Error> {
-    let sql = "/* key_packages::taken_lately */ SELECT count(*) FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 \
-               AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND (claimed_at > now() - interval '1 hour') IS TRUE";
-    let row = tx
-        .query_one(
-            &tx.prepare_cached(sql).await?,
-            &[
-                &owner.domain,
-                &owner.device,
-                &claimant.domain,
-                &claimant.device,
-            ],
-        )
-        .await?;
-    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
-}
-
-/// [`taken_lately`] of several devices; who is not named took none.
-pub async fn taken_lately_of(
     tx: &Transaction<'_>,
     owners: &[DeviceKey],
     claimant: DeviceKey,
 ) -> Result<BTreeMap<DeviceKey, u64>, Error> {
-    let sql = "/* key_packages::taken_lately_of */ SELECT q.domain_id, q.device_id, c.taken FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) \
+    let sql = "/* key_packages::taken_lately */ SELECT q.domain_id, q.device_id, c.taken FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) \
                CROSS JOIN LATERAL (SELECT count(*) AS taken FROM key_package_claims WHERE domain_id = q.domain_id AND device_id = q.device_id \
                AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND (claimed_at > now() - interval '1 hour') IS TRUE) c \
                WHERE c.taken > 0";
@@ -413,35 +392,19 @@ pub async fn answer_claims(
     Ok(rows.iter().map(device_key).collect())
 }
 
-/// [`mark_claimed`] for several.
-pub async fn mark_claimed_of(
+/// Marks locked one-time KeyPackages as gone; as many as are named, or one was not there to give.
+pub async fn mark_claimed(
     tx: &Transaction<'_>,
     given: &[Given<'_>],
     claim: Uuid,
 ) -> Result<u64, Error> {
-    let sql = "/* key_packages::mark_claimed_of */ UPDATE key_packages k SET claim_id = $4, claimed_at = now() \
+    let sql = "/* key_packages::mark_claimed */ UPDATE key_packages k SET claim_id = $4, claimed_at = now() \
                FROM unnest($1::smallint[], $2::uuid[], $3::bytea[]) AS g(domain_id, device_id, ref) \
                WHERE k.domain_id = g.domain_id AND k.device_id = g.device_id AND k.ref = g.ref AND k.claim_id IS NULL";
     let (domains, ids, refs) = given_columns(given);
     tx.execute(
         &tx.prepare_cached(sql).await?,
         &[&domains, &ids, &refs, &claim],
-    )
-    .await
-}
-
-/// Marks a locked one-time KeyPackage as gone; 1, or it was not there to give.
-pub async fn mark_claimed(
-    tx: &Transaction<'_>,
-    owner: DeviceKey,
-    reference: &[u8],
-    claim: Uuid,
-) -> Result<u64, Error> {
-    let sql = "/* key_packages::mark_claimed */ UPDATE key_packages SET claim_id = $4, claimed_at = now() \
-               WHERE domain_id = $1 AND device_id = $2 AND ref = $3 AND claim_id IS NULL";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[&owner.domain, &owner.device, &reference, &claim],
     )
     .await
 }

@@ -192,12 +192,7 @@ pub async fn at<C: GenericClient>(
     group: &[u8],
     seq: u64,
 ) -> Result<Vec<(u32, Vec<u8>)>, Error> {
-    let sql = "/* tree::at */ SELECT node_index, node FROM (SELECT DISTINCT ON (node_index) node_index, node FROM tree_nodes \
-               WHERE group_id = $1 AND from_seq <= $2 ORDER BY node_index, from_seq DESC) AS newest WHERE node IS NOT NULL ORDER BY node_index";
-    let rows = client
-        .query(&client.prepare_cached(sql).await?, &[&group, &signed(seq)])
-        .await?;
-    Ok(rows.iter().map(|row| (index_of(row), row.get(1))).collect())
+    page_at(client, group, seq, 0, u32::MAX).await
 }
 
 /// A page of [`at`]: the nodes from an index on, at most so many.

@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     group::Stage,
     hub::GroupId,
-    read::{self, INLINE_PAYLOAD_BYTES, Span},
+    read::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Next, Span},
     store::{
         self,
         groups::Place,
@@ -32,7 +32,8 @@ pub(super) struct Read {
     pub(super) group: GroupId,
     pub(super) view: View,
     pub(super) span: Option<Span>,
-    pub(super) entries: Vec<Entry>,
+    /// The next frame, where there is a span.
+    pub(super) next: Option<Next>,
 }
 
 /// Why a group ended for a device, if it did, and with which entry.
@@ -101,7 +102,7 @@ impl Stream {
                 intervals: reading.intervals,
             },
             span,
-            entries: Vec::new(),
+            next: None,
         })
     }
 
@@ -110,7 +111,7 @@ impl Stream {
         client: &C,
         reads: &mut [Read],
     ) -> Result<(), Error> {
-        let mut wanting: Vec<&mut Read> = reads.iter_mut().filter(|r| r.span.is_some()).collect();
+        let wanting: Vec<&mut Read> = reads.iter_mut().filter(|r| r.span.is_some()).collect();
         if wanting.is_empty() {
             return Ok(());
         }
@@ -122,20 +123,25 @@ impl Stream {
         let entries = store::log::read_many(client, &asked, each, INLINE_PAYLOAD_BYTES)
             .await
             .map_err(DbError::from)?;
+        let mut pages: Vec<Vec<Entry>> = vec![Vec::new(); wanting.len()];
         for (index, entry) in entries {
-            if let Some(read) = wanting.get_mut(index)
+            if let (Some(read), Some(page)) = (wanting.get(index), pages.get_mut(index))
                 && read.span.is_some_and(|span| entry.seq <= span.until)
             {
-                read.entries.push(entry);
+                page.push(entry);
             }
         }
-        for read in wanting {
-            let first = read.entries.first().map(|entry| entry.seq);
+        for (read, page) in wanting.into_iter().zip(pages) {
+            let first = page.first().map(|entry| entry.seq);
             match (first, read.span) {
                 (Some(first), Some(span)) if first == span.after + 1 => {}
                 (Some(_), _) => return Err(read::past_retention(client, &read.group).await?),
                 (None, _) => return Err(Error::Corrupt("a hole in the log")),
             }
+            let (group, head_seq) = (&read.group, read.view.place.head.seq);
+            let mut rows = page.into_iter().peekable();
+            let frame = read::page_of(&self.node, client, group, &mut rows, FRAME_BYTES, head_seq);
+            read.next = Some(frame.await?);
         }
         Ok(())
     }

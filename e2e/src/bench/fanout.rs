@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Arc,
     time::Instant,
 };
@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     Options, broadcast,
-    ground::{DOMAIN, Ground, Groups, Person},
+    ground::{DOMAIN, Ground, Groups, Person, Running},
     http2::{Count, Opening, Sign, listen},
     load::{self, MESSAGE_BYTES, rank},
     nats,
@@ -42,18 +42,8 @@ pub struct Crowd {
 
 /// The plain server's process.
 struct Plain {
-    child: Child,
+    _process: Running,
     address: SocketAddr,
-}
-
-impl Drop for Plain {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ended = self
-            .child
-            .kill()
-            .and_then(|()| self.child.wait().map(|_| ()));
-    }
 }
 
 impl Plain {
@@ -66,7 +56,10 @@ impl Plain {
         let out = child.stdout.take().context("no output")?;
         BufReader::new(out).read_line(&mut line)?;
         let address = SocketAddr::from(([127, 0, 0, 1], line.trim().parse()?));
-        Ok(Self { child, address })
+        Ok(Self {
+            _process: Running(child),
+            address,
+        })
     }
 }
 

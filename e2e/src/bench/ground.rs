@@ -60,21 +60,22 @@ impl Person {
     }
 }
 
+/// A process that ends with it.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
 /// One node's process.
 #[derive(Debug)]
 pub struct Node {
-    child: Child,
+    process: Running,
     /// Where it listens.
     pub address: SocketAddr,
 }
 
-impl Drop for Node {
+impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ended = self
-            .child
-            .kill()
-            .and_then(|()| self.child.wait().map(|_| ()));
+        let _ended = self.0.kill().and_then(|()| self.0.wait().map(|_| ()));
     }
 }
 
@@ -195,7 +196,10 @@ impl Ground {
             arg(&self.root_pem)
         ));
         let child = command.stdout(Stdio::null()).stderr(log).spawn()?;
-        self.nodes.push(Node { child, address });
+        self.nodes.push(Node {
+            process: Running(child),
+            address,
+        });
         let until = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(address).is_err() {
             ensure!(Instant::now() < until, "the node does not become ready");
@@ -238,7 +242,7 @@ impl Ground {
             // One may end meanwhile.
             postgres += cpu_of(&pid.to_string()).unwrap_or_default();
         }
-        Ok([cpu_of(&node.child.id().to_string())?, postgres])
+        Ok([cpu_of(&node.process.0.id().to_string())?, postgres])
     }
 
     /// Memory of the first node's process that is not shared or swapped out, in KiB.
@@ -247,7 +251,7 @@ impl Ground {
     /// `/proc` does not say.
     pub fn memory_kib(&self) -> anyhow::Result<f64> {
         let node = self.nodes.first().context("no node")?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", node.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", node.process.0.id()))?;
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("RssAnon:"));

@@ -67,7 +67,6 @@ pub struct Count {
     answered: AtomicUsize,
     /// Frames that were waited for.
     arrived: AtomicUsize,
-    octets: AtomicUsize,
     changed: Notify,
 }
 
@@ -78,7 +77,6 @@ impl Count {
             sign,
             answered: AtomicUsize::new(0),
             arrived: AtomicUsize::new(0),
-            octets: AtomicUsize::new(0),
             changed: Notify::new(),
         })
     }
@@ -96,11 +94,6 @@ impl Count {
     /// Frames that arrived so far.
     pub fn arrived(&self) -> usize {
         self.arrived.load(Ordering::Acquire)
-    }
-
-    /// Of all frames, headers included.
-    pub fn octets(&self) -> usize {
-        self.octets.load(Ordering::Relaxed)
     }
 
     async fn reaches(&self, value: &AtomicUsize, count: usize) {
@@ -157,10 +150,7 @@ async fn count_frames(socket: TcpStream, count: Arc<Count>) -> anyhow::Result<()
         let mut buffer = [0; 16 * 1024];
         match socket.try_read(&mut buffer) {
             Ok(0) => bail!("the server closed a connection"),
-            Ok(length) => {
-                count.octets.fetch_add(length, Ordering::Relaxed);
-                parser.feed(&buffer[..length], &count)?;
-            }
+            Ok(length) => parser.feed(&buffer[..length], &count)?,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }

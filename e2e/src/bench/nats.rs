@@ -4,7 +4,7 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,10 +14,10 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     net::tcp::{OwnedReadHalf, OwnedWriteHalf},
-    sync::{Notify, Semaphore},
+    sync::Semaphore,
 };
 
-use super::load;
+use super::{ground::Running, load};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const CONNECT: &[u8] = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n";
@@ -25,19 +25,9 @@ const CONNECT: &[u8] = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n";
 /// A server on a loopback port.
 #[derive(Debug)]
 pub struct Server {
-    child: Child,
+    _process: Running,
     address: SocketAddr,
     _folder: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ended = self
-            .child
-            .kill()
-            .and_then(|()| self.child.wait().map(|_| ()));
-    }
 }
 
 /// When a stored message counts as stored.
@@ -81,7 +71,7 @@ impl Server {
             .spawn()
             .with_context(|| format!("{}", program.display()))?;
         let server = Self {
-            child,
+            _process: Running(child),
             address,
             _folder: folder,
         };
@@ -119,7 +109,7 @@ impl Server {
         let expected: usize = (1..=subscriptions)
             .map(|sid| format!("MSG x {sid} {}\r\n", payload.len()).len() + payload.len() + 2)
             .sum();
-        let (arrived, changed) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+        let arrived = Arc::new(Semaphore::new(0));
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..connections {
             let (mut reader, mut writer) = self.connect().await?;
@@ -134,7 +124,7 @@ impl Server {
                 line.clear();
                 ensure!(reader.read_line(&mut line).await? > 0, "closed");
             }
-            let (arrived, changed) = (arrived.clone(), changed.clone());
+            let arrived = arrived.clone();
             let socket = reader.into_inner().reunite(writer)?;
             tasks.spawn(async move {
                 let mut octets = 0;
@@ -150,7 +140,6 @@ impl Server {
                     if octets >= expected {
                         octets -= expected;
                         arrived.add_permits(1);
-                        changed.notify_one();
                     }
                 }
             });

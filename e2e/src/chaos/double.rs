@@ -121,7 +121,7 @@ impl Broken {
             ),
         ];
         const SELLS: &[Rule] = &[rule(
-            "key_packages::mark_claimed_of",
+            "key_packages::mark_claimed",
             "SET claim_id = $4, claimed_at = now()",
             "SET claimed_at = CASE WHEN $4::uuid IS NULL THEN now() END",
         )];
