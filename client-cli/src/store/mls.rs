@@ -7,31 +7,9 @@ use openmls_traits::{
     OpenMlsProvider,
     storage::{CURRENT_VERSION, Key, StorageProvider, traits},
 };
-use rusqlite::Connection;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{StoreError, seal::Sealer};
-
-/// The sealed rows, inside one transaction.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    connection: &'a Connection,
-    sealer: &'a Sealer,
-}
-
-impl<'a> Rows<'a> {
-    pub(super) fn new(connection: &'a Connection, sealer: &'a Sealer) -> Self {
-        Self { connection, sealer }
-    }
-
-    pub(super) fn connection(&self) -> &'a Connection {
-        self.connection
-    }
-
-    pub(super) fn sealer(&self) -> &'a Sealer {
-        self.sealer
-    }
-}
+use super::{StoreError, rows::Rows};
 
 /// Cryptography, and storage in the transaction.
 pub struct Provider<'a> {

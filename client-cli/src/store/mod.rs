@@ -3,24 +3,27 @@
 //! | module | what |
 //! |---|---|
 //! | this one | the file, its format version, [`Store::step`] |
-//! | [`seal`] | how a value is encrypted |
+//! | [`rows`] | how values lie in the file, large ones in pieces |
+//! | [`seal`] | how they are encrypted |
 //! | [`mls`] | openmls' storage inside the same transaction |
 //!
 //! Two commands at once wait for each other; a process that dies in a step leaves the state before it.
 
 pub mod mls;
+pub mod rows;
 pub mod seal;
 
-use std::{path::Path, time::Duration};
+use std::{cell::Cell, path::Path, time::Duration};
 
 use openmls_rust_crypto::RustCrypto;
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, backup::Backup};
+use rusqlite::{Connection, TransactionBehavior, backup::Backup};
 use serde::{Serialize, de::DeserializeOwned};
 
+use rows::{Rows, Traffic};
 use seal::Sealer;
 
-/// The format that this program writes; another one is refused. Format 1 was never released.
-pub const FORMAT: i32 = 2;
+/// The format that this program writes. Format 2, without pieces, is taken over; another one is refused. Format 1 was never released.
+pub const FORMAT: i32 = 3;
 
 /// How long a command waits for another one's step.
 const WAIT: Duration = Duration::from_secs(30);
@@ -57,6 +60,7 @@ pub struct Store {
     connection: Connection,
     sealer: Sealer,
     crypto: RustCrypto,
+    traffic: Cell<Traffic>,
 }
 
 impl std::fmt::Debug for Store {
@@ -107,6 +111,7 @@ impl Store {
             connection,
             sealer,
             crypto: RustCrypto::default(),
+            traffic: Cell::default(),
         };
         store.prepare()?;
         Ok(store)
@@ -118,13 +123,18 @@ impl Store {
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let found: i32 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         match found {
-            0 => tx.execute_batch(&format!(
-                "CREATE TABLE sealed (space TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (space, key)) WITHOUT ROWID;\
-                 PRAGMA user_version = {FORMAT};"
-            ))?,
-            FORMAT => {}
+            0 => tx.execute_batch(
+                "CREATE TABLE sealed (space TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, levels INTEGER NOT NULL DEFAULT 0, \
+                 PRIMARY KEY (space, key)) WITHOUT ROWID;",
+            )?,
+            2 => tx.execute_batch("ALTER TABLE sealed ADD COLUMN levels INTEGER NOT NULL DEFAULT 0;")?,
+            FORMAT => return Ok(()),
             found => return Err(StoreError::Format { found }),
         }
+        tx.execute_batch(&format!(
+            "CREATE TABLE pieces (owner BLOB NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (owner, name)) WITHOUT ROWID;\
+             PRAGMA user_version = {FORMAT};"
+        ))?;
         tx.commit()?;
         Ok(())
     }
@@ -142,11 +152,31 @@ impl Store {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;
         let step = Step {
-            provider: mls::Provider::new(&self.crypto, mls::Rows::new(&tx, &self.sealer)),
+            provider: mls::Provider::new(
+                &self.crypto,
+                Rows::new(&tx, &self.sealer, &self.traffic),
+            ),
         };
         let done = work(&step)?;
         tx.commit().map_err(StoreError::from)?;
         Ok(done)
+    }
+
+    /// What went through this store since it was opened.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.get()
+    }
+
+    #[cfg(test)]
+    fn rows_in(&self, table: &str) -> u32 {
+        let count = format!("SELECT count(*) FROM {table}");
+        let rows = self.connection.query_row(&count, [], |row| row.get(0));
+        rows.expect("the table is there")
+    }
+
+    #[cfg(test)]
+    fn damage(&self, sql: &str) {
+        self.connection.execute_batch(sql).expect("it can be damaged");
     }
 }
 
@@ -161,7 +191,7 @@ impl<'a> Step<'a> {
         &self.provider
     }
 
-    fn rows(&self) -> &mls::Rows<'a> {
+    fn rows(&self) -> &Rows<'a> {
         self.provider.rows()
     }
 
@@ -233,71 +263,6 @@ impl<'a> Step<'a> {
                 Err(error)
             }
         }
-    }
-}
-
-/// The sealed rows, read and written inside one transaction.
-impl<'a> mls::Rows<'a> {
-    fn get<T: DeserializeOwned>(
-        &self,
-        space: &'static str,
-        key: &[u8],
-    ) -> Result<Option<T>, StoreError> {
-        let mut statement = self
-            .connection()
-            .prepare_cached("SELECT value FROM sealed WHERE space = ?1 AND key = ?2")?;
-        let sealed: Option<Vec<u8>> = statement
-            .query_row((space, key), |row| row.get(0))
-            .optional()?;
-        sealed
-            .map(|sealed| self.sealer().open_value(space, key, &sealed))
-            .transpose()
-    }
-
-    fn put<T: Serialize>(
-        &self,
-        space: &'static str,
-        key: &[u8],
-        value: &T,
-    ) -> Result<(), StoreError> {
-        let sealed = self.sealer().seal_value(space, key, value)?;
-        self.connection()
-            .prepare_cached(
-                "INSERT INTO sealed (space, key, value) VALUES (?1, ?2, ?3) \
-                 ON CONFLICT (space, key) DO UPDATE SET value = excluded.value",
-            )?
-            .execute((space, key, sealed))?;
-        Ok(())
-    }
-
-    fn delete(&self, space: &'static str, key: &[u8]) -> Result<(), StoreError> {
-        self.connection()
-            .prepare_cached("DELETE FROM sealed WHERE space = ?1 AND key = ?2")?
-            .execute((space, key))?;
-        Ok(())
-    }
-
-    fn list<T: DeserializeOwned>(
-        &self,
-        space: &'static str,
-        prefix: &[u8],
-        after: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, T)>, StoreError> {
-        let mut statement = self.connection().prepare_cached(
-            "SELECT key, value FROM sealed WHERE space = ?1 AND key >= ?2 AND key > ?3 \
-             AND substr(key, 1, ?4) = ?2 ORDER BY key LIMIT ?5",
-        )?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let length = i64::try_from(prefix.len()).unwrap_or(i64::MAX);
-        let mut rows = statement.query((space, prefix, after, length, limit))?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            let (key, sealed): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
-            let value = self.sealer().open_value(space, &key, &sealed)?;
-            found.push((key, value));
-        }
-        Ok(found)
     }
 }
 
@@ -397,10 +362,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path()).unwrap();
         put(&mut store, b"a", "1").unwrap();
-        store
-            .connection
-            .execute("UPDATE sealed SET key = x'62'", ())
-            .unwrap();
+        store.damage("UPDATE sealed SET key = x'62'");
         let opened = store.step(|step| step.get::<String>("t", b"b"));
         assert!(matches!(opened, Err(StoreError::Sealed)));
     }
@@ -416,6 +378,21 @@ mod tests {
             .unwrap();
         let refused = Store::open(dir.path());
         assert!(matches!(refused, Err(StoreError::Format { found: 99 })));
+    }
+
+    #[test]
+    fn a_store_of_format_2_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        put(&mut store, b"a", "1").unwrap();
+        // As format 2 was: no pieces, and no word of them.
+        store.damage("DROP TABLE pieces; ALTER TABLE sealed DROP COLUMN levels; PRAGMA user_version = 2");
+        drop(store);
+        let mut store = Store::open(dir.path()).unwrap();
+        assert_eq!(get(&mut store, b"a").as_deref(), Some("1"));
+        let large = "a long story ".repeat(10_000);
+        put(&mut store, b"b", &large).unwrap();
+        assert_eq!(get(&mut store, b"b"), Some(large));
     }
 
     #[test]

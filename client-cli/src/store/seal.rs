@@ -1,4 +1,4 @@
-//! How a value is kept: postcard, then lz4, then XChaCha20-Poly1305 bound to its place. A copy of the database without the key file says nothing.
+//! How bytes are kept: XChaCha20-Poly1305 bound to their place. A copy of the database without the key file says nothing.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,7 +11,7 @@ use chacha20poly1305::{
     KeyInit as _, XChaCha20Poly1305, XNonce,
     aead::{Aead as _, Payload},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use ring::hmac;
 use zeroize::Zeroizing;
 
 use super::StoreError;
@@ -19,9 +19,17 @@ use super::StoreError;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 
+/// Bytes of a [`Name`].
+pub const NAME_BYTES: usize = 16;
+/// What a piece of a value is called.
+pub type Name = [u8; NAME_BYTES];
+
 /// Seals and opens values with the profile's key.
 #[derive(Clone)]
-pub struct Sealer(XChaCha20Poly1305);
+pub struct Sealer {
+    cipher: XChaCha20Poly1305,
+    naming: hmac::Key,
+}
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -43,13 +51,13 @@ impl Sealer {
         File::open(path)
             .and_then(|mut file| file.read_to_end(&mut key))
             .map_err(io)?;
-        let cipher = XChaCha20Poly1305::new_from_slice(&key).map_err(|_| {
+        let key = key.as_slice().try_into().map_err(|_| {
             StoreError::Io(format!(
                 "{}: not a key of {KEY_BYTES} bytes",
                 path.display()
             ))
         })?;
-        Ok(Self(cipher))
+        Ok(Self::with_key(key))
     }
 
     /// With a key that is kept nowhere.
@@ -59,44 +67,49 @@ impl Sealer {
     pub fn random() -> Result<Self, StoreError> {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         getrandom::fill(key.as_mut_slice()).map_err(encoding)?;
-        Ok(Self(XChaCha20Poly1305::new((&*key).into())))
+        Ok(Self::with_key(&key))
     }
 
-    /// Encodes and seals a value for its place.
+    /// Names are made with a key of their own, so that none of them says anything about the one that seals.
+    fn with_key(key: &[u8; KEY_BYTES]) -> Self {
+        let naming = hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA256, key),
+            b"chancery store names 1",
+        );
+        Self {
+            cipher: XChaCha20Poly1305::new(key.into()),
+            naming: hmac::Key::new(hmac::HMAC_SHA256, naming.as_ref()),
+        }
+    }
+
+    /// Seals bytes for their place.
     ///
     /// # Errors
-    /// The value cannot be encoded, or there is no randomness.
-    pub fn seal_value<T: Serialize>(
-        &self,
-        space: &str,
-        key: &[u8],
-        value: &T,
-    ) -> Result<Vec<u8>, StoreError> {
-        let encoded = Zeroizing::new(postcard::to_allocvec(value).map_err(encoding)?);
-        let packed = Zeroizing::new(lz4_flex::compress_prepend_size(&encoded));
+    /// There is no randomness.
+    pub fn seal(&self, space: &str, key: &[u8], bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(encoding)?;
         let payload = Payload {
-            msg: &packed,
+            msg: bytes,
             aad: &place(space, key),
         };
         let sealed = self
-            .0
+            .cipher
             .encrypt(XNonce::from_slice(&nonce), payload)
             .map_err(|_| StoreError::Sealed)?;
         Ok([&nonce[..], &sealed].concat())
     }
 
-    /// Opens and decodes a value of this place.
+    /// Opens bytes of this place.
     ///
     /// # Errors
-    /// [`StoreError::Sealed`], or what is inside cannot be decoded.
-    pub fn open_value<T: DeserializeOwned>(
+    /// [`StoreError::Sealed`].
+    pub fn open_sealed(
         &self,
         space: &str,
         key: &[u8],
         sealed: &[u8],
-    ) -> Result<T, StoreError> {
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let (nonce, sealed) = sealed
             .split_at_checked(NONCE_BYTES)
             .ok_or(StoreError::Sealed)?;
@@ -104,13 +117,21 @@ impl Sealer {
             msg: sealed,
             aad: &place(space, key),
         };
-        let packed = self
-            .0
+        self.cipher
             .decrypt(XNonce::from_slice(nonce), payload)
             .map(Zeroizing::new)
-            .map_err(|_| StoreError::Sealed)?;
-        let encoded = lz4_flex::decompress_size_prepended(&packed).map_err(encoding)?;
-        postcard::from_bytes(&Zeroizing::new(encoded)).map_err(encoding)
+            .map_err(|_| StoreError::Sealed)
+    }
+
+    /// What is called the same only if it is the same, and says nothing to somebody without the key.
+    pub fn name(&self, parts: &[&[u8]]) -> Name {
+        let mut context = hmac::Context::with_key(&self.naming);
+        for part in parts {
+            context.update(part);
+        }
+        let mut name = [0; NAME_BYTES];
+        name.copy_from_slice(&context.sign().as_ref()[..NAME_BYTES]);
+        name
     }
 }
 

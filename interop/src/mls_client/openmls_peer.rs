@@ -358,7 +358,7 @@ impl Peer for OpenMlsPeer {
         let suite = Self::suite(u16::from(info.ciphersuite()).into())?;
         let mut member = Actor::new(suite, self.signer(suite, &request.identity)?)?;
         let bundle = member.key_package(&request.identity)?;
-        let proposal = JoinProposal::new::<client_cli::store::mls::Rows<'_>>(
+        let proposal = JoinProposal::new::<client_cli::store::rows::Rows<'_>>(
             bundle.key_package().clone(),
             info.group_id().clone(),
             info.epoch(),
