@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use client_cli::{
     core::{
-        CoreError, group,
+        CoreError,
+        group::{self, Founding},
         records::{self, GroupName},
     },
     member::{
@@ -101,7 +102,8 @@ impl Stack for OpenMls {
     }
 
     async fn create(&mut self) -> anyhow::Result<Vec<u8>> {
-        Ok(self.member.create_group(self.suite).await?.group.id)
+        let made = self.member.create_group(Founding::of(self.suite), None);
+        Ok(made.await?.group.id)
     }
 
     async fn sync(&mut self, group: &[u8]) -> anyhow::Result<()> {

@@ -14,7 +14,8 @@ use sha2::{Digest as _, Sha256};
 use super::{Cli, Command, Enroll, Group, Keys, Listen, Options, Send, Users, Whom, debug, output};
 use crate::{
     core::{
-        CoreError, group,
+        CoreError,
+        group::{self, Founding},
         records::{self, GroupName},
     },
     failure::Failure,
@@ -196,7 +197,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
     let done = match command {
         Group::Create { whom: args, suite } => {
             let devices = whom(member, &args).await?;
-            let created = member.create_group(suite).await?;
+            let created = member.create_group(Founding::of(suite), None).await?;
             let own = &member.identity().person;
             let own = (own.domain.clone(), own.device);
             let others: Vec<_> = devices.into_iter().filter(|d| *d != own).collect();

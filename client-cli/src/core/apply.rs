@@ -92,6 +92,9 @@ pub fn page(
         page.removed |= record.state == GroupState::Removed;
     }
     records::put_group(step, &record)?;
+    if let Some(group) = open.0 {
+        group::keep(step, group);
+    }
     Ok(page)
 }
 

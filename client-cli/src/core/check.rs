@@ -1,5 +1,7 @@
 //! What a member refuses in a Commit: only what every member of the epoch sees alike. Clocks, anchors and the network never cause a refusal.
 
+use std::collections::BTreeSet;
+
 use chancery_proto::commit_info::{CommitInfo, MessageData};
 use openmls::prelude::*;
 
@@ -82,12 +84,7 @@ pub fn commit(
         }
         new_leaves.push(leaf);
     }
-    let is_in = |person: &Person| {
-        group
-            .members()
-            .any(|m| person_of(&m.credential, &m.signature_key).is_ok_and(|p| p == *person))
-    };
-    if added.iter().any(|p| is_in(p) && !removed.contains(p)) {
+    if already_in(group, &added, &removed) {
         return refuse("a device is added twice");
     }
     if external && removed.iter().any(|p| !added.contains(p)) {
@@ -113,6 +110,15 @@ pub fn commit(
         distrusted,
         info,
     })
+}
+
+/// Whether one of those that are added is in, and stays in.
+fn already_in(group: &MlsGroup, added: &[Person], removed: &[Person]) -> bool {
+    let added: BTreeSet<&Person> = added.iter().filter(|p| !removed.contains(p)).collect();
+    let is_added = |m: Member| {
+        person_of(&m.credential, &m.signature_key).is_ok_and(|person| added.contains(&person))
+    };
+    !added.is_empty() && group.members().any(is_added)
 }
 
 fn person_at(group: &MlsGroup, index: LeafNodeIndex) -> Result<Person, CoreError> {

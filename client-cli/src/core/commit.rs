@@ -1,5 +1,7 @@
 //! Building a Commit with its CommitInfo, and an application message. What is built is kept before it is sent.
 
+use std::collections::BTreeSet;
+
 use chancery_proto::{
     commit_info::{CommitInfo, MessageData},
     delivery::v1::{CommitBundle, SendMessageRequest, SubmitCommitRequest},
@@ -128,11 +130,12 @@ pub fn stage(
     let mut plan = queued(&mls_group, &roster)?;
     let by_reference = plan.clone();
     let mut packages = Vec::new();
+    let members: BTreeSet<&Person> = roster.iter().map(|(_, person)| person).collect();
     for bytes in &intent.key_packages {
         let suite = mls_group.ciphersuite();
         let looked_at = guarded(|| Ok(usable(step, context, suite, bytes)));
         match looked_at.unwrap_or_else(|error| Err((None, error.to_string()))) {
-            Ok((person, _)) if roster.iter().any(|(_, p)| *p == person) => {}
+            Ok((person, _)) if members.contains(&person) => {}
             Ok((person, _)) if plan.added.contains(&person) => {}
             Ok((person, package)) => {
                 plan.added.push(person);
@@ -209,6 +212,7 @@ pub fn stage(
     });
     record.claim = None;
     records::put_group(step, record)?;
+    group::keep(step, mls_group);
     Ok(plan)
 }
 
@@ -299,6 +303,7 @@ pub fn message(
         accepted: None,
     };
     outbox::put(step, &record.name, &message_id, &outgoing)?;
+    group::keep(step, mls_group);
     Ok(outgoing)
 }
 
@@ -315,6 +320,7 @@ pub fn drop_pending(step: &Step<'_>, record: &mut GroupRecord) -> Result<(), Cor
             let mut mls_group = group::load(step, &record.name)?;
             mls_group.clear_pending_commit(step.provider().storage())?;
             records::put_group(step, record)?;
+            group::keep(step, mls_group);
         }
         // openmls stored the new state already when the external Commit was made.
         Operation::External => {

@@ -11,6 +11,7 @@ use openmls::prelude::{
     *,
 };
 use prost::Message as _;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Context, CoreError, guarded,
@@ -68,6 +69,31 @@ pub fn policy_of(context: &Extensions<GroupContext>) -> Result<Policy, CoreError
     Ok(Policy::decode(&extension.0)?)
 }
 
+/// What a group is made with, and what stays so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    /// RFC 9420 section 17.1.
+    pub suite: u16,
+    /// How many past epochs messages may come from: each of them costs every member as much as the current one. 0 is for groups of thousands.
+    pub past_epochs: u8,
+}
+
+impl Default for Founding {
+    fn default() -> Self {
+        Self::of(SUITES[0])
+    }
+}
+
+impl Founding {
+    /// In a suite, with the usual window.
+    pub fn of(suite: Ciphersuite) -> Self {
+        Self {
+            suite: suite.into(),
+            past_epochs: Policy::for_domain("").past_epochs,
+        }
+    }
+}
+
 /// Makes a group and its pending creation.
 ///
 /// # Errors
@@ -76,11 +102,15 @@ pub fn create(
     step: &Step<'_>,
     context: Context<'_>,
     name: &GroupName,
-    suite: Ciphersuite,
+    founding: Founding,
     message_id: [u8; 16],
     replaces: Option<Replaces>,
 ) -> Result<GroupRecord, CoreError> {
-    let policy = Policy::for_domain(&name.domain);
+    let suite = Ciphersuite::try_from(founding.suite).map_err(mls)?;
+    let policy = Policy {
+        past_epochs: founding.past_epochs,
+        ..Policy::for_domain(&name.domain)
+    };
     let required = RequiredCapabilitiesExtension::new(
         &[ExtensionType::Unknown(POLICY_EXTENSION)],
         &[],
@@ -134,13 +164,36 @@ pub fn create(
     Ok(record)
 }
 
-/// openmls' state of a group, from the store.
+/// openmls' state of a group, from the store, or as an earlier step gave it back with [`keep`].
 ///
 /// # Errors
 /// It is not there, or cannot be read.
 pub fn load(step: &Step<'_>, name: &GroupName) -> Result<MlsGroup, CoreError> {
+    if let Some(group) = step.take_loaded(&name.id) {
+        return Ok(group);
+    }
     MlsGroup::load(step.provider().storage(), &GroupId::from_slice(&name.id))?
         .ok_or(CoreError::Unknown)
+}
+
+/// Leaves a group that was not changed, or whose changes are in the store, to whoever needs it next.
+pub fn keep(step: &Step<'_>, group: MlsGroup) {
+    step.keep_loaded(group);
+}
+
+/// Looks at a group.
+///
+/// # Errors
+/// See [`load`], and what `look` says.
+pub fn look<T>(
+    step: &Step<'_>,
+    name: &GroupName,
+    look: impl FnOnce(&MlsGroup) -> Result<T, CoreError>,
+) -> Result<T, CoreError> {
+    let group = load(step, name)?;
+    let seen = look(&group)?;
+    keep(step, group);
+    Ok(seen)
 }
 
 /// Removes openmls' state of a group, if there is any.
@@ -148,11 +201,11 @@ pub fn load(step: &Step<'_>, name: &GroupName) -> Result<MlsGroup, CoreError> {
 /// # Errors
 /// The store.
 pub fn forget(step: &Step<'_>, name: &GroupName) -> Result<(), CoreError> {
-    let storage = step.provider().storage();
-    if let Some(mut group) = MlsGroup::load(storage, &GroupId::from_slice(&name.id))? {
-        group.delete(storage)?;
+    match load(step, name) {
+        Ok(mut group) => Ok(group.delete(step.provider().storage())?),
+        Err(CoreError::Unknown) => Ok(()),
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Every leaf and who it is.

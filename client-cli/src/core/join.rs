@@ -56,6 +56,8 @@ pub fn welcome(
         .as_ref()
         .ok_or_else(|| CoreError::Malformed("a Welcome without a group".into()))?;
     let name = GroupName::from_ref(reference);
+    // Of an earlier membership.
+    drop(step.take_loaded(&name.id));
     let MlsMessageBodyIn::Welcome(message) = MlsMessageIn::tls_deserialize_exact(&frame.welcome)
         .map_err(mls)?
         .extract()

@@ -62,6 +62,9 @@ pub fn leaves_of(
     mls_group: &MlsGroup,
     people: &[Person],
 ) -> Result<Vec<(Person, Vec<u8>)>, CoreError> {
+    if people.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut leaves = leaves(mls_group)?;
     leaves.retain(|(person, _)| people.contains(person));
     Ok(leaves)
@@ -90,15 +93,10 @@ pub fn merged(
 /// # Errors
 /// openmls.
 pub fn state_hash(step: &Step<'_>, name: &GroupName) -> Result<[u8; 32], CoreError> {
-    let mls_group = group::load(step, name)?;
-    let secret = mls_group
-        .export_secret(
-            openmls_traits::OpenMlsProvider::crypto(step.provider()),
-            EXPORTER,
-            &[],
-            32,
-        )
-        .map_err(mls)?;
+    let crypto = openmls_traits::OpenMlsProvider::crypto(step.provider());
+    let secret = group::look(step, name, |group| {
+        group.export_secret(crypto, EXPORTER, &[], 32).map_err(mls)
+    })?;
     Ok(Sha256::digest(secret).into())
 }
 
@@ -122,7 +120,7 @@ pub fn report(
         trouble.reason,
         expires_at,
     );
-    let suite = group::load(step, name)?.ciphersuite();
+    let suite = group::look(step, name, |group| Ok(group.ciphersuite()))?;
     let signature = context
         .identity
         .leaf_key(suite)?
@@ -226,9 +224,8 @@ fn holds_up(
     merged: &Merged,
     void: &VoidPayload,
 ) -> Result<(), String> {
-    let mls_group = group::load(step, &record.name).map_err(|error| error.to_string())?;
     let later = || record.merged.iter().filter(|m| m.seq > merged.seq);
-    let mut leaves = leaves(&mls_group).map_err(|error| error.to_string())?;
+    let mut leaves = group::look(step, &record.name, leaves).map_err(|error| error.to_string())?;
     leaves.extend(later().flat_map(|m| m.removed.iter().cloned()));
     let committer = merged.committer.as_ref();
     let counts = |(person, _): &(Person, Vec<u8>)| {

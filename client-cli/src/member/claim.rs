@@ -33,7 +33,7 @@ impl Member {
         devices: Vec<Name>,
     ) -> Result<Claimed, Failure> {
         let (claim_id, suite) = self.step(|step, _| {
-            let suite = group::load(step, name)?.ciphersuite();
+            let suite = group::look(step, name, |group| Ok(group.ciphersuite()))?;
             let mut record = records::known(step, name)?;
             let claim = match record.claim.take().filter(|c| c.devices == devices) {
                 Some(claim) => claim,

@@ -6,14 +6,15 @@ use chancery_proto::{
     },
     signed,
 };
-use openmls::prelude::Ciphersuite;
 use openmls_traits::signatures::Signer as _;
 use prost::Message as _;
 
 use super::{Member, directory::Name};
 use crate::{
     core::{
-        CoreError, commit, group, guarded, join,
+        CoreError, commit,
+        group::{self, Founding},
+        guarded, join,
         pending::{self, CommitStep, Told},
         records::{self, Accepted, GroupName, GroupState, Intent, Operation, Pending, Person},
     },
@@ -79,22 +80,54 @@ pub struct Committed {
 }
 
 impl Member {
-    /// Makes a group with only this device in it.
+    /// Makes a group with only this device in it. With an `id` that this device made a group by before, it is that group.
     ///
     /// # Errors
     /// The refusal, no answer (the creation is kept and `sync` finishes it), or the store.
-    pub async fn create_group(&self, suite: Ciphersuite) -> Result<Committed, Failure> {
+    pub async fn create_group(
+        &self,
+        founding: Founding,
+        id: Option<Vec<u8>>,
+    ) -> Result<Committed, Failure> {
         let name = GroupName {
             domain: self.profile.delivery_domain.clone(),
-            id: [self.new_id(), self.new_id()].concat(),
+            id: id.unwrap_or_else(|| [self.new_id(), self.new_id()].concat()),
         };
         self.step(|step, context| {
-            group::create(step, context, &name, suite, self.new_id(), None).map(|_| ())
+            if records::group(step, &name)?.is_none() {
+                group::create(step, context, &name, founding, self.new_id(), None)?;
+            }
+            Ok(())
         })?;
         fault::point("before-send");
         let mut tally = Tally::default();
-        let settled = self.settle(&name, &mut tally).await?;
-        finished(name, settled, tally, Vec::new())
+        match self.settle(&name, &mut tally).await? {
+            Some(settled) => finished(name, Some(settled), tally, Vec::new()),
+            None => self.as_it_is(name, tally),
+        }
+    }
+
+    /// What a command that finds everything done answers: where the group is.
+    fn as_it_is(&self, name: GroupName, tally: Tally) -> Result<Committed, Failure> {
+        let record = self.record(&name)?;
+        if record.state != GroupState::Active {
+            return Err(CoreError::State(record.state.name().to_owned()).into());
+        }
+        Ok(Committed {
+            group: name,
+            message_id: [0; 16],
+            accepted: Accepted {
+                seq: record.epoch_seq,
+                epoch: record.epoch,
+                chain: record.chain.to_vec(),
+                outcome: Outcome::Standing.into(),
+                replayed: true,
+            },
+            added: Vec::new(),
+            removed: Vec::new(),
+            left_out: Vec::new(),
+            tally,
+        })
     }
 
     /// Adds devices in one Commit; those that cannot be added are reported, not fatal.
@@ -106,7 +139,7 @@ impl Member {
         let before = self.settle(name, &mut tally).await?;
         self.read_up(name).await?;
         let wanted = self.step(|step, _| {
-            let roster = group::roster(&group::load(step, name)?)?;
+            let roster = group::look(step, name, group::roster)?;
             let is_in = |d: &Name| {
                 roster
                     .iter()
@@ -151,7 +184,7 @@ impl Member {
         let before = self.settle(name, &mut tally).await?;
         self.read_up(name).await?;
         let remove = self.step(|step, context| {
-            let roster = group::roster(&group::load(step, name)?)?;
+            let roster = group::look(step, name, group::roster)?;
             let leaving = records::group(step, name)?
                 .map(|r| r.leaving)
                 .unwrap_or_default();
@@ -179,7 +212,7 @@ impl Member {
     pub async fn leave(&self, name: &GroupName) -> Result<u64, Failure> {
         let (record, key) = self.step(|step, context| {
             let record = commit::active(step, name)?;
-            let suite = group::load(step, name)?.ciphersuite();
+            let suite = group::look(step, name, |group| Ok(group.ciphersuite()))?;
             Ok::<_, CoreError>((record, context.identity.leaf_key(suite)?))
         })?;
         let joined_seq = record.joined_seq.max(record.rejoined_seq);
@@ -215,7 +248,7 @@ impl Member {
     /// The group is not known here, or the store.
     pub fn devices_in(&self, name: &GroupName, users: &[Name]) -> Result<Vec<Name>, Failure> {
         self.step(|step, _| {
-            let roster = group::roster(&group::load(step, name)?)?;
+            let roster = group::look(step, name, group::roster)?;
             Ok(roster
                 .into_iter()
                 .filter(|(_, p)| users.iter().any(|u| p.domain == u.0 && p.user == u.1))

@@ -162,11 +162,12 @@ impl Member {
     /// Puts this device's own GroupInfo and tree in the place of false ones.
     async fn repair(&self, name: &GroupName, record: &GroupRecord) -> Result<(), Failure> {
         let (group_info, tree) = self.step(|step, context| {
-            let mls_group = group::load(step, name)?;
-            Ok((
-                group::export_group_info(step, context, &mls_group)?,
-                group::tree_of(&mls_group.export_ratchet_tree())?.to_update(),
-            ))
+            group::look(step, name, |mls_group| {
+                Ok((
+                    group::export_group_info(step, context, mls_group)?,
+                    group::tree_of(&mls_group.export_ratchet_tree())?.to_update(),
+                ))
+            })
         })?;
         let request = PutGroupInfoRequest {
             group: Some(name.to_ref()),
@@ -280,6 +281,7 @@ impl Member {
                     removal::note(step, context, &mut record, &person)?;
                 }
             }
+            group::keep(step, mls_group);
             let some = !record.revoked.is_empty();
             records::put_group(step, &record)?;
             Ok(some)

@@ -2,7 +2,6 @@
 //! into it by themselves, and its roster is gone with it.
 
 use chancery_proto::delivery::v1::Replaces;
-use openmls::prelude::Ciphersuite;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -12,7 +11,8 @@ use super::{
 };
 use crate::{
     core::{
-        CoreError, group,
+        CoreError,
+        group::{self, Founding},
         records::{self, GroupName, GroupState},
     },
     failure::Failure,
@@ -69,7 +69,7 @@ impl Member {
         step: &Step<'_>,
         context: crate::core::Context<'_>,
         name: &GroupName,
-        (suite, others): (Ciphersuite, Vec<Name>),
+        (founding, others): (Founding, Vec<Name>),
     ) -> Result<Replacing, CoreError> {
         let successor = GroupName {
             domain: name.domain.clone(),
@@ -80,7 +80,7 @@ impl Member {
             head_seq: records::known(step, name)?.head_seq,
         };
         let id = self.new_id();
-        group::create(step, context, &successor, suite, id, Some(replaces))?;
+        group::create(step, context, &successor, founding, id, Some(replaces))?;
         let replacing = Replacing {
             old: name.clone(),
             successor,
@@ -124,22 +124,27 @@ impl Member {
     }
 }
 
-/// Who is to come along, and the suite that they are used to.
+/// Who is to come along, and what they are used to.
 fn others(
     step: &Step<'_>,
     context: crate::core::Context<'_>,
     name: &GroupName,
-) -> Result<(Ciphersuite, Vec<Name>), CoreError> {
+) -> Result<(Founding, Vec<Name>), CoreError> {
     let record = records::known(step, name)?;
     if let GroupState::Replaced(_) = record.state {
         return Err(CoreError::State(record.state.name().into()));
     }
-    let mls_group = group::load(step, name)?;
     let own = &context.identity.person;
-    let others = group::roster(&mls_group)?
-        .into_iter()
-        .map(|(_, person)| person)
-        .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
-        .map(|p| (p.domain, p.device));
-    Ok((mls_group.ciphersuite(), others.collect()))
+    group::look(step, name, |mls_group| {
+        let others = group::roster(mls_group)?
+            .into_iter()
+            .map(|(_, person)| person)
+            .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
+            .map(|p| (p.domain, p.device));
+        let founding = Founding {
+            suite: mls_group.ciphersuite().into(),
+            past_epochs: group::policy_of(mls_group.extensions())?.past_epochs,
+        };
+        Ok((founding, others.collect()))
+    })
 }

@@ -3,22 +3,26 @@
 //! | module | what |
 //! |---|---|
 //! | this one | the file, its format version, [`Store::step`] |
+//! | `loaded` | groups that stay in memory between steps |
 //! | [`rows`] | how values lie in the file, large ones in pieces |
 //! | [`seal`] | how they are encrypted |
 //! | [`mls`] | openmls' storage inside the same transaction |
 //!
 //! Two commands at once wait for each other; a process that dies in a step leaves the state before it.
 
+mod loaded;
 pub mod mls;
 pub mod rows;
 pub mod seal;
 
 use std::{cell::Cell, path::Path, time::Duration};
 
+use openmls::prelude::MlsGroup;
 use openmls_rust_crypto::RustCrypto;
 use rusqlite::{Connection, TransactionBehavior, backup::Backup};
 use serde::{Serialize, de::DeserializeOwned};
 
+use loaded::Loaded;
 use rows::{Rows, Traffic};
 use seal::Sealer;
 
@@ -61,6 +65,7 @@ pub struct Store {
     sealer: Sealer,
     crypto: RustCrypto,
     traffic: Cell<Traffic>,
+    loaded: Loaded,
 }
 
 impl std::fmt::Debug for Store {
@@ -79,7 +84,7 @@ impl Store {
         let connection = Connection::open(folder.join("store.sqlite"))?;
         connection.busy_timeout(WAIT)?;
         connection.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;",
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16384;",
         )?;
         Self::over(connection, sealer)
     }
@@ -112,6 +117,7 @@ impl Store {
             sealer,
             crypto: RustCrypto::default(),
             traffic: Cell::default(),
+            loaded: Loaded::default(),
         };
         store.prepare()?;
         Ok(store)
@@ -151,14 +157,18 @@ impl Store {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;
+        let version: i64 = tx
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(StoreError::from)?;
+        // A step that fails, or panics, takes them with it.
+        let loaded = std::mem::take(&mut self.loaded).at(version);
         let step = Step {
-            provider: mls::Provider::new(
-                &self.crypto,
-                Rows::new(&tx, &self.sealer, &self.traffic),
-            ),
+            provider: mls::Provider::new(&self.crypto, Rows::new(&tx, &self.sealer, &self.traffic)),
+            loaded: &loaded,
         };
         let done = work(&step)?;
         tx.commit().map_err(StoreError::from)?;
+        self.loaded = loaded;
         Ok(done)
     }
 
@@ -176,19 +186,32 @@ impl Store {
 
     #[cfg(test)]
     fn damage(&self, sql: &str) {
-        self.connection.execute_batch(sql).expect("it can be damaged");
+        self.connection
+            .execute_batch(sql)
+            .expect("it can be damaged");
     }
 }
 
 /// One transaction of the store.
 pub struct Step<'a> {
     provider: mls::Provider<'a>,
+    loaded: &'a Loaded,
 }
 
 impl<'a> Step<'a> {
     /// openmls' view of the same transaction.
     pub fn provider(&self) -> &mls::Provider<'a> {
         &self.provider
+    }
+
+    /// A group that an earlier step gave back; it is the caller's now.
+    pub fn take_loaded(&self, id: &[u8]) -> Option<MlsGroup> {
+        self.loaded.take(id)
+    }
+
+    /// Gives a group back that is as the store has it, for whoever needs it next.
+    pub fn keep_loaded(&self, group: MlsGroup) {
+        self.loaded.keep(group);
     }
 
     fn rows(&self) -> &Rows<'a> {
@@ -259,6 +282,7 @@ impl<'a> Step<'a> {
                 Ok(done)
             }
             Err(error) => {
+                self.loaded.clear();
                 run("ROLLBACK TO attempt; RELEASE attempt")?;
                 Err(error)
             }
@@ -386,7 +410,9 @@ mod tests {
         let mut store = Store::open(dir.path()).unwrap();
         put(&mut store, b"a", "1").unwrap();
         // As format 2 was: no pieces, and no word of them.
-        store.damage("DROP TABLE pieces; ALTER TABLE sealed DROP COLUMN levels; PRAGMA user_version = 2");
+        store.damage(
+            "DROP TABLE pieces; ALTER TABLE sealed DROP COLUMN levels; PRAGMA user_version = 2",
+        );
         drop(store);
         let mut store = Store::open(dir.path()).unwrap();
         assert_eq!(get(&mut store, b"a").as_deref(), Some("1"));

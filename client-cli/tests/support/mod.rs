@@ -111,7 +111,8 @@ impl Authority {
         }
     }
 
-    pub fn member(&self) -> Member {
+    /// A device that is vouched for.
+    pub fn identity(&self) -> Identity {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let (user, device) = (Uuid::new_v4(), Uuid::new_v4());
         let uri = |text: String| SanType::URI(text.try_into().unwrap());
@@ -120,21 +121,25 @@ impl Authority {
             vec![uri(user_uri(DOMAIN, user)), uri(device_uri(DOMAIN, device))];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(DEVICE_EKU.to_vec())];
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity {
+            person: Person {
+                domain: DOMAIN.into(),
+                user: *user.as_bytes(),
+                device: *device.as_bytes(),
+            },
+            certificate: certificate.der().to_vec(),
+            pkcs8: Zeroizing::new(key.serialize_der()),
+            p256: None,
+        }
+    }
+
+    pub fn member(&self) -> Member {
         let folder = tempfile::tempdir().unwrap();
         Member {
             store: Store::open(folder.path()).unwrap(),
-            identity: Identity {
-                person: Person {
-                    domain: DOMAIN.into(),
-                    user: *user.as_bytes(),
-                    device: *device.as_bytes(),
-                },
-                certificate: certificate.der().to_vec(),
-                pkcs8: Zeroizing::new(key.serialize_der()),
-                p256: None,
-            },
+            identity: self.identity(),
             trust: self.trust.clone(),
-            _folder: folder,
+            keeper: Some(folder),
         }
     }
 }
@@ -143,10 +148,15 @@ pub struct Member {
     pub store: Store,
     pub identity: Identity,
     pub trust: Trust,
-    _folder: tempfile::TempDir,
+    /// Of its folder, which ends with it.
+    pub keeper: Option<tempfile::TempDir>,
 }
 
 impl Member {
+    pub fn folder(&self) -> &std::path::Path {
+        self.keeper.as_ref().unwrap().path()
+    }
+
     pub fn step<T>(
         &mut self,
         work: impl FnOnce(&Step<'_>, Context<'_>) -> Result<T, CoreError>,
@@ -329,7 +339,14 @@ pub fn pair(authority: &Authority) -> (Member, Member, Log) {
     };
     let name = log.name.clone();
     a.step(|step, context| {
-        let mut record = group::create(step, context, &name, group::SUITES[0], [1; 16], None)?;
+        let mut record = group::create(
+            step,
+            context,
+            &name,
+            group::Founding::default(),
+            [1; 16],
+            None,
+        )?;
         record.state = GroupState::Active;
         record.pending = None;
         Ok(records::put_group(step, &record)?)

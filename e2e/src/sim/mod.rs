@@ -26,7 +26,7 @@ use anyhow::{Context as _, bail};
 use client_cli::{
     core::{
         CoreError,
-        group::SUITES,
+        group::{Founding, SUITES},
         records::{self, GroupName},
     },
     failure::Failure,
@@ -201,7 +201,7 @@ impl World {
             self.member(n)?.fill_key_packages(SUITES[0], 6).await?;
         }
         let first = self.member(0)?;
-        self.group = first.create_group(SUITES[0]).await?.group;
+        self.group = first.create_group(Founding::default(), None).await?.group;
         let others: Vec<Name> = (1..MEMBERS).map(|n| self.name(n)).collect();
         first.add(&self.group, &others).await?;
         for n in 0..MEMBERS {
