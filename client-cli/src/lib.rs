@@ -9,6 +9,7 @@
 //! | [`member`] | the three together: every operation of a device |
 //! | [`profile`] | the folder of a device |
 //! | [`cli`] | arguments, commands, JSON |
+//! | [`progress`] | how far something long has come |
 //! | [`failure`] | why something failed, and its exit code |
 //! | [`fault`] | crashes on purpose, for tests |
 
@@ -18,6 +19,7 @@ pub mod failure;
 pub mod fault;
 pub mod member;
 pub mod profile;
+pub mod progress;
 pub mod store;
 pub mod surroundings;
 pub mod transport;

@@ -17,7 +17,10 @@ use clap::{Args, Parser, Subcommand};
 use openmls::prelude::Ciphersuite;
 use uuid::Uuid;
 
-use crate::core::{group::SUITES, records::GroupName};
+use crate::core::{
+    group::{Founding, SUITES},
+    records::GroupName,
+};
 
 /// A member of encrypted groups, for scripts: results are JSON on stdout, messages go to stderr, nothing ever asks.
 #[derive(Debug, Parser)]
@@ -199,6 +202,19 @@ fn suite(text: &str) -> Result<Ciphersuite, String> {
         .ok_or_else(|| "this device knows suites 1 and 3".to_owned())
 }
 
+/// A group's id, apart from its domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupId(pub Vec<u8>);
+
+fn group_id(text: &str) -> Result<GroupId, String> {
+    let id = hex::decode(text).map_err(|_| "a group's id is hex")?;
+    if (16..=64).contains(&id.len()) {
+        Ok(GroupId(id))
+    } else {
+        Err("a group's id has 16 to 64 bytes".to_owned())
+    }
+}
+
 /// Whom a change is about.
 #[derive(Debug, Args)]
 pub struct Whom {
@@ -208,12 +224,15 @@ pub struct Whom {
     /// `mimi://<domain>/d/<uuid>`. Repeatable.
     #[arg(long = "device", value_name = "URI")]
     pub devices: Vec<String>,
+    /// A file with a device or a user on each line, as above; `-` is stdin. For thousands.
+    #[arg(long = "from", value_name = "FILE")]
+    pub from: Option<PathBuf>,
 }
 
 /// `group`
 #[derive(Debug, Subcommand)]
 pub enum Group {
-    /// Makes a group, then adds the named in one Commit.
+    /// Makes a group, then adds the named; thousands of them in several Commits.
     Create {
         /// Whom.
         #[command(flatten)]
@@ -221,6 +240,12 @@ pub enum Group {
         /// Cipher suite (RFC 9420 section 17.1): 1 or 3.
         #[arg(long, default_value = "1", value_parser = suite)]
         suite: Ciphersuite,
+        /// The group's id, hex of 16 to 64 random bytes: a command that was killed and is repeated with it goes on with the same group.
+        #[arg(long, value_name = "HEX", value_parser = group_id)]
+        id: Option<GroupId>,
+        /// How many past epochs messages may come from; 0 for groups of thousands, whose members keep every secret of each of them.
+        #[arg(long, default_value_t = Founding::default().past_epochs, value_name = "N")]
+        past_epochs: u8,
     },
     /// Lists the groups of the store.
     List,
@@ -230,7 +255,7 @@ pub enum Group {
         #[arg(long)]
         group: GroupName,
     },
-    /// Adds devices in one Commit.
+    /// Adds devices; thousands of them in several Commits. Repeated after it was killed it goes on with those that are not in.
     Add {
         /// `<domain>/<hex>`.
         #[arg(long)]

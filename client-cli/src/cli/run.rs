@@ -4,6 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     ops::ControlFlow,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ use crate::{
         listen::Event,
     },
     profile::{PinnedRoot, Profile},
+    progress::Stderr,
 };
 
 /// Runs one command; its answer, if it is not printed already.
@@ -128,7 +130,9 @@ fn deadline(options: &Options) -> Duration {
 
 async fn open(options: &Options) -> Result<Member, Failure> {
     let member = Member::open(&options.profile, profile(options)?, deadline(options)).await?;
-    Ok(member.with_removals_per_hour(options.removals_per_hour))
+    Ok(member
+        .with_removals_per_hour(options.removals_per_hour)
+        .with_progress(Arc::new(Stderr::default())))
 }
 
 async fn enrolled(options: &Options, args: Enroll) -> Result<Value, Failure> {
@@ -179,10 +183,36 @@ fn names(
 
 /// The named devices, and the active devices of the named users.
 async fn whom(member: &Member, whom: &Whom) -> Result<Vec<Name>, Failure> {
-    let mut devices = names(&whom.devices, directory::device)?;
-    let users = names(&whom.users, directory::user)?;
+    let (mut devices, users) = named(whom)?;
     devices.extend(member.active_devices(&users).await?);
     Ok(devices)
+}
+
+/// The devices and the users that are named.
+fn named(whom: &Whom) -> Result<(Vec<Name>, Vec<Name>), Failure> {
+    let mut devices = names(&whom.devices, directory::device)?;
+    let mut users = names(&whom.users, directory::user)?;
+    if let Some(file) = &whom.from {
+        for line in lines_of(file)? {
+            match directory::device(&line) {
+                Ok(device) => devices.push(device),
+                Err(_) => users.push(directory::user(&line)?),
+            }
+        }
+    }
+    Ok((devices, users))
+}
+
+/// The lines of a file that say something; `-` is stdin.
+fn lines_of(file: &Path) -> Result<Vec<String>, Failure> {
+    let read = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    let text = read.map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(lines.map(str::to_owned).collect())
 }
 
 async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
@@ -195,16 +225,25 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
         Ok(devices)
     };
     let done = match command {
-        Group::Create { whom: args, suite } => {
+        Group::Create {
+            whom: args,
+            suite,
+            id,
+            past_epochs,
+        } => {
             let devices = whom(member, &args).await?;
-            let created = member.create_group(Founding::of(suite), None).await?;
+            let founding = Founding {
+                past_epochs,
+                ..Founding::of(suite)
+            };
+            let created = member.create_group(founding, id.map(|id| id.0)).await?;
             let own = &member.identity().person;
             let own = (own.domain.clone(), own.device);
             let others: Vec<_> = devices.into_iter().filter(|d| *d != own).collect();
-            if others.is_empty() {
-                created
-            } else {
-                member.add(&created.group, &others).await?
+            match member.add(&created.group, &others).await {
+                // Alone, or everybody is in already.
+                Err(Failure::Core(CoreError::Nothing)) => created,
+                other => other?,
             }
         }
         Group::Add { group, whom: args } => {
@@ -219,8 +258,8 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
         Group::Remove {
             group, whom: args, ..
         } => {
-            let mut devices = names(&args.devices, directory::device)?;
-            devices.extend(member.devices_in(&group, &names(&args.users, directory::user)?)?);
+            let (mut devices, users) = named(&args)?;
+            devices.extend(member.devices_in(&group, &users)?);
             member.remove(&group, &some(devices)?).await?
         }
         Group::Update { group } => member.update(&group).await?,

@@ -39,6 +39,12 @@ pub struct Tally {
 }
 
 impl Tally {
+    pub(super) fn add(&mut self, earlier: Self) {
+        self.races += earlier.races;
+        self.winner_seqs.splice(..0, earlier.winner_seqs);
+        self.unknown_outcomes += earlier.unknown_outcomes;
+    }
+
     fn lost_race(&mut self, failure: &Failure) {
         self.races += 1;
         if let Failure::Refused(refusal) = failure
@@ -128,51 +134,6 @@ impl Member {
             left_out: Vec::new(),
             tally,
         })
-    }
-
-    /// Adds devices in one Commit; those that cannot be added are reported, not fatal.
-    ///
-    /// # Errors
-    /// The refusal, no answer, nothing to add, or the store.
-    pub async fn add(&self, name: &GroupName, devices: &[Name]) -> Result<Committed, Failure> {
-        let mut tally = Tally::default();
-        let before = self.settle(name, &mut tally).await?;
-        self.read_up(name).await?;
-        let wanted = self.step(|step, _| {
-            let roster = group::look(step, name, group::roster)?;
-            let is_in = |d: &Name| {
-                roster
-                    .iter()
-                    .any(|(_, p)| p.domain == d.0 && p.device == d.1)
-            };
-            let mut wanted: Vec<Name> = devices.iter().filter(|d| !is_in(d)).cloned().collect();
-            wanted.sort();
-            wanted.dedup();
-            Ok(wanted)
-        })?;
-        if wanted.is_empty() {
-            return finished(name.clone(), before, tally, Vec::new());
-        }
-        let claimed = self.claim(name, wanted).await?;
-        let intent = Intent {
-            key_packages: claimed.key_packages,
-            left_out: claimed.left_out,
-            ..Intent::default()
-        };
-        if intent.key_packages.is_empty() {
-            let reasons: Vec<String> = claimed
-                .reasons
-                .iter()
-                .map(|(device, why)| format!("{device}: {why}"))
-                .collect();
-            return Err(Failure::Core(CoreError::State(format!(
-                "without a KeyPackage of these devices: {}",
-                reasons.join(", ")
-            ))));
-        }
-        let mut done = self.change(name, intent, tally).await?;
-        done.left_out.extend(claimed.reasons);
-        Ok(done)
     }
 
     /// Removes devices in one Commit, and with them those that asked to leave.

@@ -13,7 +13,7 @@ use chancery_proto::{
 use super::{Member, commit::Tally};
 use crate::{
     core::{
-        CoreError, group,
+        CoreError, commit, group,
         outbox::{self, Outgoing},
         records::{self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Trouble},
         recovery, removal,
@@ -24,6 +24,10 @@ use crate::{
 /// A Commit whose failure was reported is taken back within this time, or stands; seconds. Twice what servers wait by default would be too long to be
 /// silent: who comes back too early only has to come back once more.
 const VOID_SECONDS: i64 = 12;
+/// A device renews its leaf at the server's request once in this time, seconds.
+const WARM_SECONDS: i64 = 600;
+/// When it last did, by the group's name.
+const WARMED: &str = "warmed";
 const LOOK: Duration = Duration::from_millis(500);
 /// Another copy of the profile that shows itself more often than this is a matter for a person: two copies would push each other out for ever.
 const COPIES: u32 = 1;
@@ -233,6 +237,7 @@ impl Member {
                 self.read_up(&name).await?;
                 unless_refused(self.remove_revoked(&name).await).map(|_| ())
             }
+            Some(What::Update(item)) => self.warm(&name, item.epoch_seq).await,
             Some(What::Report(item)) if item.epoch_seq == record.epoch_seq => {
                 let hash = self.step(|step, _| recovery::state_hash(step, &name))?;
                 let report = Report::StateHash(hash.to_vec().into());
@@ -240,6 +245,37 @@ impl Member {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Renews this device's leaf because the server asks for it: a tree whose upper nodes are blank makes everybody's Commits large. It is tried once and in that
+    /// epoch only, and not again for a while, so that no server can make a device work without end.
+    async fn warm(&self, name: &GroupName, epoch_seq: u64) -> Result<(), Failure> {
+        self.read_up(name).await?;
+        let now = self.now();
+        let staged = self.step(|step, context| {
+            let mut record = records::known(step, name)?;
+            let space = name.to_string();
+            let last: Option<i64> = step.get(WARMED, space.as_bytes())?;
+            let again = last.is_none_or(|at| now - at >= WARM_SECONDS || at > now);
+            let fits = record.state == GroupState::Active
+                && record.epoch_seq == epoch_seq
+                && record.pending.is_none();
+            if !fits || !again {
+                return Ok(false);
+            }
+            step.put(WARMED, space.as_bytes(), &now)?;
+            let update = Intent {
+                update: true,
+                ..Intent::default()
+            };
+            commit::stage(step, context, &mut record, &update, self.new_id())?;
+            Ok(true)
+        });
+        // What openmls refuses is no reason to stop listening.
+        if matches!(staged, Ok(true)) {
+            unless_refused(self.settle(name, &mut Tally::default()).await)?;
+        }
+        unless_refused(staged).map(|_| ())
     }
 
     /// Removes the members whose removal is signed for; false where nobody's is.

@@ -8,6 +8,7 @@
 //! | [`enroll`] | becoming a device; KeyPackages |
 //! | [`directory`] | people and their devices |
 //! | [`sync`] | Welcomes and logs up to their heads; what a crash left open |
+//! | `add` | devices that come into a group |
 //! | `claim` | KeyPackages of others |
 //! | [`commit`] | groups made and changed, races included |
 //! | `replace` | a group that goes on in another one |
@@ -15,6 +16,7 @@
 //! | [`heal`] | what it does unasked when something is wrong |
 //! | [`listen`] | following everything |
 
+mod add;
 mod claim;
 pub mod commit;
 pub mod directory;
@@ -51,6 +53,7 @@ use crate::{
     },
     failure::Failure,
     profile::{PinnedRoot, Profile},
+    progress::{Progress, Silent},
     store::{Step, Store},
     surroundings::{Surroundings, System},
     transport::{Answered, Transport, channel, with_token},
@@ -103,6 +106,7 @@ pub struct Member {
     trust: Trust,
     transport: Transport,
     removals_per_hour: u32,
+    progress: Arc<dyn Progress>,
     surroundings: Arc<dyn Surroundings>,
     /// Groups whose log was read since this profile was opened.
     read: Mutex<BTreeSet<GroupName>>,
@@ -167,6 +171,7 @@ impl Member {
             trust: Trust::default(),
             transport,
             removals_per_hour: REMOVALS_PER_HOUR,
+            progress: Arc::new(Silent),
             surroundings,
             read: Mutex::default(),
         }
@@ -199,6 +204,13 @@ impl Member {
     #[must_use]
     pub fn with_removals_per_hour(mut self, removals: u32) -> Self {
         self.removals_per_hour = removals;
+        self
+    }
+
+    /// Tells somebody how far long operations have come.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
         self
     }
 

@@ -16,6 +16,7 @@ use crate::{
     },
     failure::Failure,
     fault,
+    progress::Task,
 };
 
 /// How often a message whose epoch has passed is framed anew.
@@ -73,6 +74,8 @@ impl Member {
         let mut sent = Vec::with_capacity(messages.len());
         for (id, _) in messages {
             sent.push(self.deliver(name, *id).await?);
+            self.progress
+                .at(Task::Sending, sent.len() as u64, messages.len() as u64);
         }
         Ok(sent)
     }

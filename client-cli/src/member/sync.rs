@@ -6,7 +6,8 @@ use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{
         AckWelcomesRequest, Entry, FetchPayloadRequest, FetchTreeRequest, GroupSummary,
-        ListGroupsRequest, ListWelcomesRequest, Pruned, ReadLogRequest, Welcome, WelcomeRef, entry,
+        ListGroupsRequest, ListWelcomesRequest, Pruned, ReadLogRequest, TreeNode, Welcome,
+        WelcomeRef, entry,
     },
 };
 use openmls::prelude::RatchetTreeIn;
@@ -22,6 +23,7 @@ use crate::{
     },
     failure::Failure,
     fault,
+    progress::Task,
 };
 
 /// Entries in one transaction.
@@ -209,6 +211,7 @@ impl Member {
                 }
             }
             let reached = self.record(name)?.head_seq;
+            self.progress.at(Task::CatchingUp, reached, head);
             if parts.is_empty() || reached >= head || reached == record.head_seq {
                 let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
                 read.insert(name.clone());
@@ -368,11 +371,14 @@ impl Member {
                 while let Some(part) = parts.message().await? {
                     width = part.tree_width;
                     nodes.extend(part.nodes);
+                    let at = nodes.last().map_or(0, |node: &TreeNode| node.index.into());
+                    self.progress.at(Task::Joining, at, 2 * u64::from(width));
                 }
                 Ok((width, nodes))
             })
             .await?
             .value;
+        self.progress.at(Task::Joining, 0, 0);
         Ok(group::ratchet_tree(width, &nodes)?)
     }
 
