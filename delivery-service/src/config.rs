@@ -91,6 +91,10 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub bar_seconds: u32,
+    /// Members of large groups that are online are asked, one at a time, to renew their leaves, until no Commit is larger than this, besides what it adds;
+    /// 0 asks nobody. A smaller number takes more of them.
+    #[arg(long, env = "CHANCERY_DS_WARM_COMMIT_BYTES", default_value_t = 4_096)]
+    pub warm_commit_bytes: u32,
     /// Difference between clocks that is forgiven.
     #[arg(long, env = "CHANCERY_DS_CLOCK_LEEWAY_SECONDS", default_value_t = 60)]
     pub clock_leeway_seconds: u32,

@@ -108,7 +108,12 @@ async fn create_in(
     store::groups::insert_epoch(tx, &group.group, &epoch).await?;
     store::tree::insert(tx, &group.group, 0, &group.tree).await?;
     store::tree::insert_hashes(tx, &group.group, 0, &group.tree_hashes).await?;
-    store::roster::open(tx, &group.group, 0, &[(caller.key, caller.user)]).await?;
+    let creator = store::roster::Joiner {
+        key: caller.key,
+        user: caller.user,
+        leaf_index: Some(0),
+    };
+    store::roster::open(tx, &group.group, 0, &[creator]).await?;
     Ok(answer(false))
 }
 

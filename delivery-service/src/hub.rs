@@ -46,6 +46,18 @@ struct Inner {
     asked: HashMap<DeviceKey, HashSet<Vec<u8>>>,
     /// The unsettled epoch of each group that reports were last asked of, and when.
     reports: HashMap<Vec<u8>, (u64, Instant)>,
+    /// What was last found of the tree of each group.
+    warming: HashMap<Vec<u8>, Warming>,
+}
+
+/// A look at a group's tree.
+#[derive(Debug, Clone, Copy)]
+struct Warming {
+    epoch_seq: u64,
+    /// When to look again if another epoch began.
+    after_commit: Instant,
+    /// When to look again in any case.
+    until: Instant,
 }
 
 /// Rooms that have something to read.
@@ -290,6 +302,26 @@ impl Hub {
         due
     }
 
+    /// Whether it is time to look at the tree of a group.
+    pub fn warming_is_due(&self, group: &[u8], epoch_seq: u64) -> bool {
+        let inner = held(&self.inner);
+        inner.warming.get(group).is_none_or(|last| {
+            let now = Instant::now();
+            last.until <= now || (last.epoch_seq != epoch_seq && last.after_commit <= now)
+        })
+    }
+
+    /// A group's tree was looked at; again after a pause, or after a shorter one when another epoch began.
+    pub fn warming(&self, group: &[u8], epoch_seq: u64, after_commit: Duration, pause: Duration) {
+        let now = Instant::now();
+        let last = Warming {
+            epoch_seq,
+            after_commit: now + after_commit,
+            until: now + pause,
+        };
+        held(&self.inner).warming.insert(group.to_vec(), last);
+    }
+
     /// Forgets what nobody follows any more.
     pub fn sweep(&self) {
         let mut guard = held(&self.inner);
@@ -303,6 +335,9 @@ impl Hub {
         inner.asked.retain(|device, _| devices.contains_key(device));
         inner
             .reports
+            .retain(|group, _| groups.contains_key(group.as_slice()));
+        inner
+            .warming
             .retain(|group, _| groups.contains_key(group.as_slice()));
     }
 

@@ -76,9 +76,6 @@ async fn check(
         .await
         .map_err(DbError::from)?
         .ok_or_else(Error::no_group)?;
-    let nodes = store::tree::at(&client, &group, head.epoch_seq)
-        .await
-        .map_err(DbError::from)?;
     let device = (caller.domain.as_str(), caller.key.device.as_bytes());
     let content = signed::leave(
         (&node.config.domain, &group),
@@ -86,7 +83,8 @@ async fn check(
         request.joined_seq,
         request.expires_at,
     );
-    let key = prepare::leaf_key_of(&nodes, &caller.domain, caller.key.device);
+    let key =
+        prepare::leaf_key(&client, &group, head.epoch_seq, &caller.domain, caller.key).await?;
     let key = key.ok_or_else(Error::no_group)?;
     if !signed::verify(&key, signed::LEAVE, &content, &request.signature) {
         return Err(Error::refused(

@@ -12,6 +12,7 @@
 //! | [`batch`] | messages that come at the same time become one transaction |
 //! | [`recovery`] | epochs reported, Commits voided, GroupInfos repaired |
 //! | [`revocations`], [`asking`] | revoked devices marked in their groups, and who is asked to remove them |
+//! | [`warming`] | who is asked to fill the tree of a large group |
 //! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
 //! | [`retention`] | what is too old |
 //! | [`read`], [`subscribe`], [`frames`] | reading a log, following it, how a stream is carried |
@@ -54,6 +55,7 @@ pub mod submit;
 pub mod subscribe;
 pub mod tokens;
 pub mod wake;
+pub mod warming;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -89,6 +91,12 @@ pub const MIGRATIONS: Migrations = Migrations {
         Step {
             name: "V3__tree_hashes",
             sql: include_str!("../migrations/V3__tree_hashes.sql"),
+            oldest_binary: 2,
+        },
+        // An older node leaves it empty: such a leaf is looked for, and its device is not asked to warm the tree.
+        Step {
+            name: "V4__leaf_index",
+            sql: include_str!("../migrations/V4__leaf_index.sql"),
             oldest_binary: 2,
         },
     ],

@@ -12,6 +12,7 @@ use crate::{
     hub::GroupId,
     node::Node,
     store::{groups, roster},
+    warming,
 };
 
 /// So many groups cost as much as a device.
@@ -69,6 +70,7 @@ impl Poll {
             node.hub.device_polled(device, pulse);
         }
         drop(client);
-        asking::look(node, &pulses).await
+        asking::look(node, &pulses).await?;
+        warming::look(node, &pulses).await
     }
 }

@@ -119,9 +119,12 @@ async fn failure_said(
     let payload = store::log::payload(&client, group, epoch_seq)
         .await
         .map_err(DbError::from)?;
-    let nodes = store::tree::before(&client, group, epoch_seq)
-        .await
-        .map_err(DbError::from)?;
+    let key = match epoch_seq.checked_sub(1) {
+        Some(before) => {
+            prepare::leaf_key(&client, group, before, &caller.domain, caller.key).await?
+        }
+        None => None,
+    };
     let content = signed::failure(
         (&node.config.domain, group),
         (&caller.domain, caller.key.device.as_bytes()),
@@ -131,7 +134,7 @@ async fn failure_said(
         failure.expires_at,
     );
     let holds = payload.is_some_and(|payload| Sha256::digest(&payload)[..] == sha256)
-        && prepare::leaf_key_of(&nodes, &caller.domain, caller.key.device)
+        && key
             .is_some_and(|key| signed::verify(&key, signed::FAILURE, &content, &failure.signature));
     if !holds {
         return Err(Error::refused(

@@ -316,7 +316,16 @@ async fn write_epoch(
             "a removed member was not in the roster",
         )));
     }
-    store::roster::open(tx, group, seq, &commit.added).await?;
+    let joiners: Vec<store::roster::Joiner> = commit
+        .added
+        .iter()
+        .map(|(key, user)| store::roster::Joiner {
+            key: *key,
+            user: *user,
+            leaf_index: commit.leaves.get(key).copied(),
+        })
+        .collect();
+    store::roster::open(tx, group, seq, &joiners).await?;
     let epoch = store::groups::Epoch {
         epoch: commit.epoch + 1,
         epoch_seq: seq,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     PreparedSend, check_names, commit_info_invalid, group_info, hash_tree, id16, join_of,
-    leaf::{ExternalFault, check_external_leaf, introducer},
+    leaf::{ExternalFault, check_external_leaf, introducer, leaf_indices},
     malformed, member_message,
     tree::{TreeAfter, TreeBefore, tree_after},
     unsupported,
@@ -74,6 +74,8 @@ pub struct PreparedCommit {
     pub secrets: Vec<(Vec<u8>, Vec<u8>)>,
     /// Shared by all joiners.
     pub encrypted_group_info: Option<Vec<u8>>,
+    /// Where the leaves of the added are.
+    pub leaves: BTreeMap<DeviceKey, u32>,
     /// The new tree.
     pub tree: TreeAfter,
     /// Accepted in the same transaction.
@@ -140,6 +142,11 @@ pub async fn commit(
         && before.suite.is_none_or(|suite| suite == group_info.suite);
     let update = bundle.tree.as_ref();
     let tree = tree_after(node, &group, before.tree.as_ref(), update, &group_info).await?;
+    let leaves = if info.added.is_empty() {
+        BTreeMap::new()
+    } else {
+        leaf_indices(|domain| node.domains.id(domain), &tree.changes)
+    };
     let welcome = welcomes(node, bundle)?;
     let first_message = first_message(node, bundle, &group, next_epoch)?;
     let mut prepared = PreparedCommit {
@@ -164,6 +171,7 @@ pub async fn commit(
             .map_or(ExternalJoin::None, |p| join_of(p.external_join)),
         secrets: welcome.secrets,
         encrypted_group_info: welcome.shared,
+        leaves,
         tree,
         first_message,
         message_id,

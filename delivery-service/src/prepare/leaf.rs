@@ -1,10 +1,12 @@
 //! Leaves: whose they are, and what is signed with their keys.
 
+use std::collections::BTreeMap;
+
 use chancery_proto::{
     common::v1::Reason, delivery::v1::CommitBundle, leaf::LeafNode, policy::POLICY_EXTENSION,
     signed,
 };
-use service_kit::db::DbError;
+use service_kit::db::{DbError, GenericClient};
 
 use crate::{caller::Caller, error::Error, group::DeviceKey, node::Node, store};
 
@@ -106,10 +108,8 @@ pub(super) async fn introducer(
     else {
         return Err(Error::no_group());
     };
-    let nodes = store::tree::at(&client, group, head.epoch_seq)
-        .await
-        .map_err(DbError::from)?;
-    let key = leaf_key_of(&nodes, &device_ref.domain, introducer.device);
+    let domain = &device_ref.domain;
+    let key = leaf_key(&client, group, head.epoch_seq, domain, introducer).await?;
     let holds = introduction.expires_at >= now
         && introduction.key == leaf.signature_key
         && key.is_some_and(|key| {
@@ -130,8 +130,49 @@ pub(super) async fn introducer(
     }
 }
 
-/// The signature key of a device's leaf in a stored tree: no directory is asked.
-pub fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -> Option<Vec<u8>> {
+/// The signature key of a device's leaf in the tree of the epoch named `seq`: no directory is asked.
+///
+/// # Errors
+/// The database.
+pub async fn leaf_key<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+    domain: &str,
+    device: DeviceKey,
+) -> Result<Option<Vec<u8>>, DbError> {
+    // Where the leaf stands was told by whoever added it; what stands there says whether that is true.
+    if let Some(leaf) = store::roster::leaf_index(client, group, device).await? {
+        let node = store::tree::nodes_at(client, group, seq, &[leaf.saturating_mul(2)]).await?;
+        let node: Vec<(u32, Vec<u8>)> = node.into_iter().collect();
+        if let Some(key) = leaf_key_of(&node, domain, device.device) {
+            return Ok(Some(key));
+        }
+    }
+    let nodes = store::tree::at(client, group, seq).await?;
+    Ok(leaf_key_of(&nodes, domain, device.device))
+}
+
+/// Where the leaves of devices are among nodes that change.
+pub(super) fn leaf_indices(
+    domain_of: impl Fn(&str) -> Option<i16>,
+    changes: &[store::tree::Node],
+) -> BTreeMap<DeviceKey, u32> {
+    let leaves = changes.iter().filter(|(index, _)| index.is_multiple_of(2));
+    let device = |node: &[u8]| {
+        let leaf = leaf_of(node)?;
+        let named = chancery_proto::certificate::read_device(leaf.certificate().ok()?).ok()?;
+        Some(DeviceKey {
+            domain: domain_of(&named.domain)?,
+            device: named.device,
+        })
+    };
+    leaves
+        .filter_map(|(index, node)| Some((device(node.as_deref()?)?, index / 2)))
+        .collect()
+}
+
+fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -> Option<Vec<u8>> {
     nodes
         .iter()
         .filter(|(index, _)| index.is_multiple_of(2))

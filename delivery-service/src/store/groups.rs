@@ -214,6 +214,8 @@ pub async fn places<C: GenericClient>(
 pub struct Pulse {
     /// Last seq given.
     pub head_seq: u64,
+    /// The current epoch's name.
+    pub epoch_seq: u64,
     /// The current epoch, where it is unsettled.
     pub unsettled: Option<u64>,
     /// Devices revoked and still in the roster.
@@ -225,7 +227,7 @@ pub async fn pulses<C: GenericClient>(
     client: &C,
     groups: &[&[u8]],
 ) -> Result<Vec<(Vec<u8>, Pulse)>, Error> {
-    let sql = "/* groups::pulses */ SELECT group_id, head_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, pending_removals \
+    let sql = "/* groups::pulses */ SELECT group_id, head_seq, epoch_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, pending_removals \
                FROM group_heads WHERE group_id = ANY($1)";
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&groups])
@@ -235,8 +237,9 @@ pub async fn pulses<C: GenericClient>(
         .map(|row| {
             let pulse = Pulse {
                 head_seq: unsigned(row.get(1)),
-                unsettled: row.get::<_, Option<i64>>(2).map(unsigned),
-                pending_removals: u32::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+                epoch_seq: unsigned(row.get(2)),
+                unsettled: row.get::<_, Option<i64>>(3).map(unsigned),
+                pending_removals: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
             };
             (row.get(0), pulse)
         })
@@ -456,6 +459,29 @@ pub async fn epoch<C: GenericClient>(
         )
         .await?;
     Ok(row.as_ref().map(epoch_of))
+}
+
+/// Leaves of the trees of some groups' epochs, each with its place in the question.
+pub async fn tree_widths<C: GenericClient>(
+    client: &C,
+    epochs: &[(&[u8], u64)],
+) -> Result<Vec<(usize, u32)>, Error> {
+    let sql = "/* groups::tree_widths */ SELECT q.n, e.tree_width FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS q(id, seq, n), \
+               LATERAL (SELECT tree_width FROM epochs WHERE group_id = q.id AND epoch_seq = q.seq OFFSET 0) e";
+    let (groups, seqs): (Vec<&[u8]>, Vec<i64>) = epochs
+        .iter()
+        .map(|(group, seq)| (*group, signed(*seq)))
+        .unzip();
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&groups, &seqs])
+        .await?;
+    let widths = rows.iter().map(|row| {
+        let width = u32::try_from(row.get::<_, i32>("tree_width")).unwrap_or(0);
+        (place_of(row), width)
+    });
+    Ok(widths
+        .filter(|(_, width)| width.is_power_of_two())
+        .collect())
 }
 
 /// The standing epoch before the one that `seq` began.

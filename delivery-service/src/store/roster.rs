@@ -344,22 +344,72 @@ pub async fn close(
     Ok(closed)
 }
 
+/// A device that becomes a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joiner {
+    /// The device.
+    pub key: DeviceKey,
+    /// Its user.
+    pub user: Uuid,
+    /// Where its leaf is, as its certificate in the tree says.
+    pub leaf_index: Option<u32>,
+}
+
+/// Where the leaf of a device is, or was last.
+pub async fn leaf_index<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    device: DeviceKey,
+) -> Result<Option<u32>, Error> {
+    let sql = "/* roster::leaf_index */ SELECT leaf_index FROM members WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 \
+               ORDER BY joined_seq DESC LIMIT 1";
+    let row = client
+        .query_opt(
+            &client.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device],
+        )
+        .await?;
+    let index = row.and_then(|row| row.get::<_, Option<i32>>(0));
+    Ok(index.and_then(|index| u32::try_from(index).ok()))
+}
+
+/// The leaves of the members, as far as they are known, each with its device and whether that one is in good standing.
+pub async fn leaves<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+) -> Result<Vec<(u32, DeviceKey, bool)>, Error> {
+    let sql = "/* roster::leaves */ SELECT domain_id, device_id, leaf_index, pending = 0 FROM members \
+               WHERE group_id = $1 AND removed_seq IS NULL AND leaf_index IS NOT NULL";
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&group])
+        .await?;
+    let leaves = rows.iter().map(|row| {
+        let index = u32::try_from(row.get::<_, i32>(2)).unwrap_or(0);
+        (index, device_key(row), row.get(3))
+    });
+    Ok(leaves.collect())
+}
+
 /// Opens an interval for each of these devices at `seq`.
 pub async fn open(
     tx: &Transaction<'_>,
     group: &[u8],
     seq: u64,
-    devices: &[(DeviceKey, Uuid)],
+    devices: &[Joiner],
 ) -> Result<(), Error> {
-    let keys: Vec<DeviceKey> = devices.iter().map(|(key, _)| *key).collect();
-    let users: Vec<Uuid> = devices.iter().map(|(_, user)| *user).collect();
+    let keys: Vec<DeviceKey> = devices.iter().map(|joiner| joiner.key).collect();
+    let users: Vec<Uuid> = devices.iter().map(|joiner| joiner.user).collect();
+    let leaves: Vec<Option<i32>> = devices
+        .iter()
+        .map(|joiner| joiner.leaf_index.and_then(|leaf| i32::try_from(leaf).ok()))
+        .collect();
     let (domains, ids) = columns(&keys);
-    let sql = "/* roster::open */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq) \
-               SELECT $1, d.domain_id, d.device_id, d.user_id, $2 \
-               FROM unnest($3::smallint[], $4::uuid[], $5::uuid[]) AS d(domain_id, device_id, user_id)";
+    let sql = "/* roster::open */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq, leaf_index) \
+               SELECT $1, d.domain_id, d.device_id, d.user_id, $2, d.leaf_index \
+               FROM unnest($3::smallint[], $4::uuid[], $5::uuid[], $6::int[]) AS d(domain_id, device_id, user_id, leaf_index)";
     tx.execute(
         &tx.prepare_cached(sql).await?,
-        &[&group, &signed(seq), &domains, &ids, &users],
+        &[&group, &signed(seq), &domains, &ids, &users, &leaves],
     )
     .await?;
     let sql = "/* roster::open */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member, welcome_seq) \

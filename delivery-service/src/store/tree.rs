@@ -1,6 +1,6 @@
 //! Public trees as opaque nodes, each kept by the seq of the Commit that wrote it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chancery_proto::tree::{Hashes, Nodes, Tree};
 use service_kit::db::{GenericClient, Transaction};
@@ -62,6 +62,22 @@ fn stored_index(index: u32) -> i32 {
 
 fn index_of(row: &Row) -> u32 {
     u32::try_from(row.get::<_, i32>(0)).unwrap_or(0)
+}
+
+/// Which of these nodes are not blank in the current epoch.
+pub async fn filled<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    indices: &[u32],
+) -> Result<BTreeSet<u32>, Error> {
+    let sql = "/* tree::filled */ SELECT q.i FROM unnest($2::int[]) AS q(i) CROSS JOIN LATERAL \
+               (SELECT node IS NOT NULL AS filled FROM tree_nodes WHERE group_id = $1 AND node_index = q.i ORDER BY from_seq DESC LIMIT 1) t \
+               WHERE t.filled";
+    let indices: Vec<i32> = indices.iter().map(|index| stored_index(*index)).collect();
+    let rows = client
+        .query(&client.prepare_cached(sql).await?, &[&group, &indices])
+        .await?;
+    Ok(rows.iter().map(index_of).collect())
 }
 
 /// Some nodes of the epoch named `seq`; those that are not named are blank.
@@ -172,18 +188,6 @@ pub async fn rewrite(
             .map(|(index, node)| (index, Some(node.to_vec()))),
     );
     insert(tx, group, seq, &changes.into_iter().collect::<Vec<_>>()).await
-}
-
-/// The nodes that are not blank in the epoch before the one that `seq` began.
-pub async fn before<C: GenericClient>(
-    client: &C,
-    group: &[u8],
-    seq: u64,
-) -> Result<Vec<(u32, Vec<u8>)>, Error> {
-    match seq.checked_sub(1) {
-        Some(seq) => at(client, group, seq).await,
-        None => Ok(Vec::new()),
-    }
 }
 
 /// The nodes that are not blank in the epoch named `seq`, in index order.
