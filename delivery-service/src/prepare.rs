@@ -9,7 +9,7 @@ mod tree;
 pub use commit::{PreparedCommit, commit};
 pub use group::{PreparedGroup, Replaces, group};
 pub(crate) use leaf::leaf_is_callers;
-pub use leaf::{ExternalFault, leaf_key};
+pub use leaf::{ExternalFault, leaf_key, leaf_key_of};
 pub use repair::{PreparedInfo, repair};
 pub use tree::TreeAfter;
 

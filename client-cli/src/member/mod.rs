@@ -54,7 +54,7 @@ use crate::{
     failure::Failure,
     profile::{PinnedRoot, Profile},
     progress::{Progress, Silent},
-    store::{Step, Store},
+    store::{Step, Store, rows::Traffic},
     surroundings::{Surroundings, System},
     transport::{Answered, Transport, channel, with_token},
 };
@@ -222,6 +222,12 @@ impl Member {
     /// Its addresses and roots.
     pub fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    /// What went through its store since it was opened.
+    pub fn traffic(&self) -> Traffic {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.traffic()
     }
 
     /// Its folder.

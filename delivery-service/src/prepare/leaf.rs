@@ -172,7 +172,8 @@ pub(super) fn leaf_indices(
         .collect()
 }
 
-fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -> Option<Vec<u8>> {
+/// The signature key of a device's leaf among nodes of a tree.
+pub fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -> Option<Vec<u8>> {
     nodes
         .iter()
         .filter(|(index, _)| index.is_multiple_of(2))

@@ -251,12 +251,7 @@ impl Ground {
     /// `/proc` does not say.
     pub fn memory_kib(&self) -> anyhow::Result<f64> {
         let node = self.nodes.first().context("no node")?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", node.process.0.id()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"));
-        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        Ok(number.context("no RssAnon")?.trim().parse()?)
+        super::large::ran::memory_kib(node.process.0.id())
     }
 
     /// Where a node listens.
@@ -438,7 +433,10 @@ pub fn free_address() -> anyhow::Result<SocketAddr> {
 }
 
 /// User and system time of a process, from fields 14 and 15 of `/proc/<pid>/stat`.
-fn cpu_of(pid: &str) -> anyhow::Result<Duration> {
+///
+/// # Errors
+/// `/proc` does not say.
+pub fn cpu_of(pid: &str) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in brackets may hold blanks.
     let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;

@@ -9,6 +9,7 @@
 //! | [`appends`] | the figures of the append path |
 //! | [`fanout`], [`http2`] | one message to thousands, and who only counts what arrives |
 //! | [`reconnect`], [`claims`] | everybody comes back at once, everybody is added at once |
+//! | [`large`] | a group of thousands, from end to end |
 //! | [`broadcast`], [`nats`] | what others do: a plain tonic server, NATS |
 //!
 //! People and groups are made by SQL and messages by hand: a node reads a message's framing and nothing else of it.
@@ -20,6 +21,7 @@ pub mod claims;
 pub mod fanout;
 pub mod ground;
 pub mod http2;
+pub mod large;
 pub mod load;
 pub mod nats;
 pub mod reconnect;

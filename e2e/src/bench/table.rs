@@ -134,6 +134,12 @@ impl<'t> Table<'t> {
         });
     }
 
+    /// A figure that was measured before.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.name == name);
+        row.map(|row| row.value)
+    }
+
     /// A figure that is only reported.
     pub fn report(&mut self, name: &str, value: f64, unit: &'static str) {
         self.add(Row {
