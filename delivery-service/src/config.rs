@@ -93,7 +93,7 @@ pub struct Config {
     pub bar_seconds: u32,
     /// Members of large groups that are online are asked, one at a time, to renew their leaves, until no Commit is larger than this, besides what it adds;
     /// 0 asks nobody. A smaller number takes more of them.
-    #[arg(long, env = "CHANCERY_DS_WARM_COMMIT_BYTES", default_value_t = 4_096)]
+    #[arg(long, env = "CHANCERY_DS_WARM_COMMIT_BYTES", default_value_t = 5_120)]
     pub warm_commit_bytes: u32,
     /// Difference between clocks that is forgiven.
     #[arg(long, env = "CHANCERY_DS_CLOCK_LEEWAY_SECONDS", default_value_t = 60)]

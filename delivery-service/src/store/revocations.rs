@@ -74,16 +74,17 @@ pub async fn reinstate(tx: &Transaction<'_>, domain: i16, subject: Uuid) -> Resu
         .await
 }
 
-/// Groups with a revoked member that is not marked yet.
+/// Groups with a revoked member that is not marked yet. From the revoked devices on, whatever the planner knows of a table that is nearly always empty: it
+/// would rather read all memberships.
 pub async fn unmarked_groups<C: GenericClient>(
     client: &C,
     at_most: i64,
 ) -> Result<Vec<Vec<u8>>, Error> {
-    let sql = "/* revocations::unmarked_groups */ SELECT DISTINCT g.group_id FROM revoked_devices r \
-               JOIN device_groups g ON g.device_id = r.device_id AND g.domain_id = r.domain_id AND g.member \
-               JOIN members m ON m.group_id = g.group_id AND m.domain_id = g.domain_id AND m.device_id = g.device_id \
-                 AND m.removed_seq IS NULL AND m.pending <> 2 \
-               WHERE r.applied_at IS NULL ORDER BY g.group_id LIMIT $1";
+    let sql = "/* revocations::unmarked_groups */ SELECT DISTINCT m.group_id FROM revoked_devices r, \
+               LATERAL (SELECT group_id FROM device_groups WHERE device_id = r.device_id AND domain_id = r.domain_id AND member OFFSET 0) g, \
+               LATERAL (SELECT group_id FROM members WHERE group_id = g.group_id AND device_id = r.device_id AND domain_id = r.domain_id \
+                 AND removed_seq IS NULL AND pending <> 2 OFFSET 0) m \
+               WHERE r.applied_at IS NULL ORDER BY m.group_id LIMIT $1";
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&at_most])
         .await?;

@@ -31,7 +31,8 @@ pub struct Member {
     pub pending: bool,
 }
 
-/// The open memberships of these devices.
+/// The open memberships of these devices. They are named twice, in this statement and in others of its kind: a join alone is often made by reading the whole
+/// group.
 pub async fn current<C: GenericClient>(
     client: &C,
     group: &[u8],
@@ -40,7 +41,7 @@ pub async fn current<C: GenericClient>(
     let sql = "/* roster::current */ SELECT m.domain_id, m.device_id, m.user_id, m.joined_seq, m.barred_seq FROM members m \
                JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) \
                  ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
-               WHERE m.group_id = $1 AND m.removed_seq IS NULL";
+               WHERE m.group_id = $1 AND m.device_id = ANY($3) AND m.removed_seq IS NULL";
     let (domains, ids) = columns(devices);
     let rows = client
         .query(
@@ -225,7 +226,7 @@ pub async fn unmarked<C: GenericClient>(
 ) -> Result<Vec<(DeviceKey, Uuid)>, Error> {
     let sql = "/* roster::unmarked */ SELECT m.domain_id, m.device_id, m.user_id FROM members m \
                JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
-               WHERE m.group_id = $1 AND m.removed_seq IS NULL AND m.pending = 0";
+               WHERE m.group_id = $1 AND m.device_id = ANY($3) AND m.removed_seq IS NULL AND m.pending = 0";
     let (domains, ids) = columns(devices);
     let rows = client
         .query(
@@ -325,7 +326,7 @@ pub async fn close(
 ) -> Result<u64, Error> {
     let sql = "/* roster::close */ UPDATE members m SET removed_seq = $2, pending = 0 \
                FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
-               WHERE m.group_id = $1 AND m.domain_id = d.domain_id AND m.device_id = d.device_id AND m.removed_seq IS NULL";
+               WHERE m.group_id = $1 AND m.domain_id = d.domain_id AND m.device_id = d.device_id AND m.device_id = ANY($4) AND m.removed_seq IS NULL";
     let (domains, ids) = columns(devices);
     let closed = tx
         .execute(

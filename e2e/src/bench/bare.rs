@@ -73,7 +73,7 @@ async fn batch(db: &Db, heads: &mut [(Vec<u8>, Head)]) -> anyhow::Result<()> {
             let head = after.entry(place).or_insert_with(|| before.clone());
             head.seq += 1;
             let id = Uuid::new_v4();
-            (place, head.seq, id, load::message(group, id))
+            (place, head.seq, id, load::message(group, 0, id))
         })
         .collect();
     let entries: Vec<EntryRow<'_>> = rows
@@ -118,7 +118,7 @@ const SINGLE: &str = "/* bench::single */ WITH h AS (UPDATE group_heads SET head
 async fn single(db: &Db, groups: Groups) -> anyhow::Result<()> {
     let group = groups.id(fastrand::u32(0..groups.count));
     let id = Uuid::new_v4();
-    let payload = load::message(&group, id);
+    let payload = load::message(&group, 0, id);
     let chain = [0u8; 32];
     let client = db.client().await?;
     let statement = client.prepare_cached(SINGLE).await?;

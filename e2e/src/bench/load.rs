@@ -48,14 +48,14 @@ pub struct Load {
 }
 
 /// A `PrivateMessage` of [`MESSAGE_BYTES`]; only its framing is one.
-pub fn message(group: &[u8], id: Uuid) -> Vec<u8> {
+pub fn message(group: &[u8], epoch: u64, id: Uuid) -> Vec<u8> {
     let data = MessageData {
         message_id: Some(*id.as_bytes()),
         commit_info: None,
     };
     let mut message = vec![0, 1, 0, 2];
     message.put_vector(group);
-    message.put(&0u64.to_be_bytes());
+    message.put(&epoch.to_be_bytes());
     message.put(&[APPLICATION]);
     message.put_vector(&data.encode());
     message.put_vector(&[1; 28]);
@@ -67,10 +67,15 @@ pub fn message(group: &[u8], id: Uuid) -> Vec<u8> {
 
 /// A request that appends one message to a group in its first epoch.
 pub fn request(group: Vec<u8>) -> SendMessageRequest {
+    request_in(group, 0)
+}
+
+/// The same in another epoch.
+pub fn request_in(group: Vec<u8>, epoch: u64) -> SendMessageRequest {
     let id = Uuid::new_v4();
     SendMessageRequest {
         message_id: id.as_bytes().to_vec().into(),
-        message: message(&group, id).into(),
+        message: message(&group, epoch, id).into(),
         group: Some(GroupRef {
             domain: DOMAIN.into(),
             id: group.into(),

@@ -33,7 +33,7 @@ struct Cli {
 enum Other {
     /// A group of thousands, from its creation to a thousand messages, with real members.
     LargeGroup {
-        /// Members.
+        /// Members; 0 leaves this group out.
         #[arg(long, default_value_t = 10_000, value_name = "N")]
         members: usize,
         /// Members with a store on disk that read everything.
@@ -45,6 +45,9 @@ enum Other {
         /// One of so many members is online when the server asks.
         #[arg(long, default_value_t = 4, value_name = "N")]
         online_one_of: usize,
+        /// Members of a second group, of whom there is only what a server sees of them; 0 leaves it out.
+        #[arg(long, default_value_t = 100_000, value_name = "N")]
+        synthetic: usize,
         /// Print the table as an object in the last line.
         #[arg(long)]
         json: bool,
@@ -68,6 +71,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         full,
         messages,
         online_one_of,
+        synthetic,
         json,
     }) = cli.other
     {
@@ -76,8 +80,14 @@ async fn main() -> anyhow::Result<ExitCode> {
             full,
             messages,
             online_one_of,
+            synthetic,
         };
-        let programs = Programs::find_these(&["single-node", "auth-service", "client-cli"])?;
+        let programs = Programs::find_these(&[
+            "single-node",
+            "auth-service",
+            "delivery-service",
+            "client-cli",
+        ])?;
         let mut table = bench::table::Table::new(1.0, tell);
         bench::large::measure(&programs, options, &mut table).await?;
         return ended(table.rows, json || cli.json);

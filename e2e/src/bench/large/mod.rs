@@ -8,11 +8,13 @@
 //! | [`crowd`] | devices that are online, and how one member acts for them |
 //! | [`place`] | another member's place |
 //! | [`ran`] | what something costs |
+//! | [`synthetic`] | a hundred thousand, as far as a server sees them |
 
 pub mod cast;
 pub mod crowd;
 pub mod place;
 pub mod ran;
+pub mod synthetic;
 
 use std::{
     io::Write as _,
@@ -45,8 +47,8 @@ use cast::Extra;
 use crowd::Crowd;
 
 const DOMAIN: &str = "interior.example";
-/// The server asks nobody any more.
-const QUIET: Duration = Duration::from_secs(5);
+/// The server asks nobody any more: it waits for 10 s for one that does not answer, or whose Commit came too late.
+const QUIET: Duration = Duration::from_secs(13);
 /// How often Commits of removals and of adds take turns, and how many devices each has.
 const TURNS: usize = 10;
 const EACH_TURN: usize = 10;
@@ -62,6 +64,8 @@ pub struct Options {
     pub messages: usize,
     /// One of so many devices is online.
     pub online_one_of: usize,
+    /// Members of the group of whom there is only what a server sees.
+    pub synthetic: usize,
 }
 
 /// The group as it is now, and who is needed again.
@@ -78,7 +82,7 @@ struct Story<'a> {
     outside: Vec<Extra>,
 }
 
-/// Tells the whole story.
+/// Both groups.
 ///
 /// # Errors
 /// Something does not start, a refusal, or members that do not agree.
@@ -87,6 +91,16 @@ pub async fn measure(
     options: Options,
     table: &mut Table<'_>,
 ) -> anyhow::Result<()> {
+    if options.members > 0 {
+        tell(programs, options, table).await?;
+    }
+    if options.synthetic > 0 {
+        synthetic::measure(programs, options.synthetic, table).await?;
+    }
+    Ok(())
+}
+
+async fn tell(programs: &Programs, options: Options, table: &mut Table<'_>) -> anyhow::Result<()> {
     let mut story = Story::begin(programs, options, table).await?;
     story.create(table)?;
     let seen = story.full("deputy")?;
