@@ -31,17 +31,19 @@ pub struct Member {
     pub pending: bool,
 }
 
-/// The open memberships of these devices. They are named twice, in this statement and in others of its kind: a join alone is often made by reading the whole
-/// group.
+/// The open memberships of these devices, each looked up by itself: a join would often be made by reading the whole group.
 pub async fn current<C: GenericClient>(
     client: &C,
     group: &[u8],
     devices: &[DeviceKey],
 ) -> Result<Vec<(DeviceKey, Membership)>, Error> {
-    let sql = "/* roster::current */ SELECT m.domain_id, m.device_id, m.user_id, m.joined_seq, m.barred_seq FROM members m \
-               JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) \
-                 ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
-               WHERE m.group_id = $1 AND m.device_id = ANY($3) AND m.removed_seq IS NULL";
+    let sql = "/* roster::current */ SELECT d.domain_id, d.device_id, m.user_id, m.joined_seq, m.barred_seq \
+               FROM unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) CROSS JOIN LATERAL \
+               (SELECT user_id, joined_seq, barred_seq FROM members WHERE group_id = $1 AND domain_id = d.domain_id \
+                 AND device_id = d.device_id AND removed_seq IS NULL OFFSET 0) m";
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
     let (domains, ids) = columns(devices);
     let rows = client
         .query(
@@ -327,6 +329,9 @@ pub async fn close(
     let sql = "/* roster::close */ UPDATE members m SET removed_seq = $2, pending = 0 \
                FROM unnest($3::smallint[], $4::uuid[]) AS d(domain_id, device_id) \
                WHERE m.group_id = $1 AND m.domain_id = d.domain_id AND m.device_id = d.device_id AND m.device_id = ANY($4) AND m.removed_seq IS NULL";
+    if devices.is_empty() {
+        return Ok(0);
+    }
     let (domains, ids) = columns(devices);
     let closed = tx
         .execute(
