@@ -14,7 +14,7 @@ use crate::{
 
 /// Members in one part of a roster.
 const ROSTER_PART: usize = 1_000;
-/// Nodes that are read at once: some hundred bytes each, as a rule.
+/// Indices that are read at once, half of them leaves of some hundred bytes each.
 const TREE_PART: u32 = 256;
 /// Nodes' bytes in one part of a tree: a parent that names thousands of unmerged leaves is larger than all leaves of a part.
 const TREE_PART_BYTES: usize = 128 * 1024;
@@ -63,17 +63,15 @@ impl TreePages {
         };
         let client = self.db.client().await?;
         let (group, seq) = (&self.group, self.epoch_seq);
-        let nodes = store::tree::page_at(&client, group, seq, from, TREE_PART)
+        let all = self.tree_width.saturating_mul(2).saturating_sub(1);
+        let until = from.saturating_add(TREE_PART).min(all);
+        let nodes = store::tree::range_at(&client, group, seq, from..until)
             .await
             .map_err(DbError::from)?;
         // After it was read: what was deleted before is not missing from it.
         check_kept(&client, group, seq).await?;
         drop(client);
-        let full = nodes.len() >= TREE_PART as usize;
-        self.next_index = nodes
-            .last()
-            .filter(|_| full)
-            .and_then(|(last, _)| last.checked_add(1));
+        self.next_index = (until < all).then_some(until);
         let mut part = FetchTreeResponse {
             epoch_seq: self.epoch_seq,
             tree_width: self.tree_width,

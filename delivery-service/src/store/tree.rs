@@ -1,6 +1,9 @@
 //! Public trees as opaque nodes, each kept by the seq of the Commit that wrote it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use chancery_proto::tree::{Hashes, Nodes, Tree};
 use service_kit::db::{GenericClient, Transaction};
@@ -196,29 +199,24 @@ pub async fn at<C: GenericClient>(
     group: &[u8],
     seq: u64,
 ) -> Result<Vec<(u32, Vec<u8>)>, Error> {
-    page_at(client, group, seq, 0, u32::MAX).await
+    range_at(client, group, seq, 0..u32::MAX).await
 }
 
-/// A page of [`at`]: the nodes from an index on, at most so many.
-pub async fn page_at<C: GenericClient>(
+/// A part of [`at`]: the nodes of a range of indices. Bounded by indices and not by a number of nodes, which PostgreSQL finds by sorting all that follow.
+pub async fn range_at<C: GenericClient>(
     client: &C,
     group: &[u8],
     seq: u64,
-    from_index: u32,
-    nodes: u32,
+    indices: Range<u32>,
 ) -> Result<Vec<(u32, Vec<u8>)>, Error> {
-    let sql = "/* tree::page_at */ SELECT node_index, node FROM (SELECT DISTINCT ON (node_index) node_index, node FROM tree_nodes \
-               WHERE group_id = $1 AND from_seq <= $2 AND node_index >= $3 ORDER BY node_index, from_seq DESC) AS newest \
-               WHERE node IS NOT NULL ORDER BY node_index LIMIT $4";
+    let sql = "/* tree::range_at */ SELECT node_index, node FROM (SELECT DISTINCT ON (node_index) node_index, node FROM tree_nodes \
+               WHERE group_id = $1 AND from_seq <= $2 AND node_index >= $3 AND node_index < $4 ORDER BY node_index, from_seq DESC) AS newest \
+               WHERE node IS NOT NULL ORDER BY node_index";
+    let (from, until) = (stored_index(indices.start), stored_index(indices.end));
     let rows = client
         .query(
             &client.prepare_cached(sql).await?,
-            &[
-                &group,
-                &signed(seq),
-                &stored_index(from_index),
-                &i64::from(nodes),
-            ],
+            &[&group, &signed(seq), &from, &until],
         )
         .await?;
     Ok(rows.iter().map(|row| (index_of(row), row.get(1))).collect())
