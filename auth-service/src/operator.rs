@@ -119,8 +119,12 @@ pub struct Audit {
 const PAGE: u32 = 200;
 const IMPORT_PART: usize = 500;
 
-async fn connect(target: &Target) -> anyhow::Result<AdminServiceClient<Channel>> {
-    let channel = match target.admin.clone() {
+/// Connects to an admin listener.
+///
+/// # Errors
+/// There is none at this address.
+pub async fn connect(admin: &ListenAddr) -> anyhow::Result<AdminServiceClient<Channel>> {
+    let channel = match admin.clone() {
         ListenAddr::Tcp(addr) => {
             Endpoint::from_shared(format!("http://{addr}"))?
                 .connect()
@@ -140,7 +144,7 @@ async fn connect(target: &Target) -> anyhow::Result<AdminServiceClient<Channel>>
                 .await
         }
     };
-    let channel = channel.with_context(|| format!("no admin listener at {}", target.admin))?;
+    let channel = channel.with_context(|| format!("no admin listener at {admin}"))?;
     Ok(AdminServiceClient::new(channel))
 }
 
@@ -178,7 +182,7 @@ pub async fn invite(command: Invite) -> anyhow::Result<()> {
                 organisation,
                 valid_seconds,
             };
-            let made = connect(&target)
+            let made = connect(&target.admin)
                 .await?
                 .create_invitation(request)
                 .await?
@@ -187,7 +191,7 @@ pub async fn invite(command: Invite) -> anyhow::Result<()> {
             print(&json!({ "code": made.code, "user": user, "expires_at": made.expires_at }))
         }
         Invite::List { target } => {
-            let mut client = connect(&target).await?;
+            let mut client = connect(&target.admin).await?;
             let mut page_token = String::new();
             loop {
                 let request = ListInvitationsRequest {
@@ -220,7 +224,7 @@ pub async fn invite(command: Invite) -> anyhow::Result<()> {
 pub async fn users(command: Users) -> anyhow::Result<()> {
     match command {
         Users::List { target } => {
-            let mut client = connect(&target).await?;
+            let mut client = connect(&target.admin).await?;
             let mut page_token = String::new();
             loop {
                 let request = ListUsersRequest {
@@ -245,7 +249,7 @@ pub async fn users(command: Users) -> anyhow::Result<()> {
         }
         Users::Import { target, file } => {
             let people = read_people(&file)?;
-            let mut client = connect(&target).await?;
+            let mut client = connect(&target.admin).await?;
             let (mut created, mut updated) = (0, 0);
             for users in people.chunks(IMPORT_PART) {
                 let request = ImportUsersRequest {
@@ -281,7 +285,10 @@ pub async fn users(command: Users) -> anyhow::Result<()> {
 impl Person {
     async fn connect(&self) -> anyhow::Result<(AdminServiceClient<Channel>, Option<UserRef>)> {
         let (domain, id) = named(&self.user, "u")?;
-        Ok((connect(&self.target).await?, Some(UserRef { domain, id })))
+        Ok((
+            connect(&self.target.admin).await?,
+            Some(UserRef { domain, id }),
+        ))
     }
 }
 
@@ -334,7 +341,7 @@ pub async fn devices(command: Devices) -> anyhow::Result<()> {
     let request = AdminRevokeDeviceRequest {
         device: Some(DeviceRef { domain, id }),
     };
-    let done = connect(&target)
+    let done = connect(&target.admin)
         .await?
         .admin_revoke_device(request)
         .await?
@@ -347,7 +354,7 @@ pub async fn devices(command: Devices) -> anyhow::Result<()> {
 /// # Errors
 /// No connection, or the service's refusal.
 pub async fn audit(command: Audit) -> anyhow::Result<()> {
-    let mut client = connect(&command.target).await?;
+    let mut client = connect(&command.target.admin).await?;
     let mut after_seq = command.after;
     loop {
         let request = ListAuditRequest {

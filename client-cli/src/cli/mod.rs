@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::core::{
     group::{Founding, SUITES},
-    records::GroupName,
+    records::{self, GroupName},
 };
 
 /// A member of encrypted groups, for scripts: results are JSON on stdout, messages go to stderr, nothing ever asks.
@@ -207,12 +207,7 @@ fn suite(text: &str) -> Result<Ciphersuite, String> {
 pub struct GroupId(pub Vec<u8>);
 
 fn group_id(text: &str) -> Result<GroupId, String> {
-    let id = hex::decode(text).map_err(|_| "a group's id is hex")?;
-    if (16..=64).contains(&id.len()) {
-        Ok(GroupId(id))
-    } else {
-        Err("a group's id has 16 to 64 bytes".to_owned())
-    }
+    records::group_id(text).map(GroupId)
 }
 
 /// Whom a change is about.

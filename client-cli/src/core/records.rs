@@ -41,6 +41,18 @@ impl fmt::Display for GroupName {
     }
 }
 
+/// Reads a group's id, apart from its domain.
+///
+/// # Errors
+/// Not hex, or not of 16 to 64 bytes.
+pub fn group_id(text: &str) -> Result<Vec<u8>, String> {
+    let id = hex::decode(text).map_err(|_| "a group's id is hex")?;
+    if !(16..=64).contains(&id.len()) {
+        return Err("a group has an id of 16 to 64 bytes".into());
+    }
+    Ok(id)
+}
+
 impl FromStr for GroupName {
     type Err = String;
 
@@ -48,9 +60,9 @@ impl FromStr for GroupName {
         let (domain, id) = text
             .split_once('/')
             .ok_or("a group is written <domain>/<hex>")?;
-        let id = hex::decode(id).map_err(|_| "a group's id is hex")?;
-        if domain.is_empty() || !(16..=64).contains(&id.len()) {
-            return Err("a group has a domain and an id of 16 to 64 bytes".into());
+        let id = group_id(id)?;
+        if domain.is_empty() {
+            return Err("a group has a domain".into());
         }
         Ok(Self {
             domain: domain.to_owned(),

@@ -9,7 +9,7 @@ use openmls_traits::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{StoreError, rows::Rows};
+use super::{StoreError, encoding, rows::Rows};
 
 /// Cryptography, and storage in the transaction.
 pub struct Provider<'a> {
@@ -52,11 +52,11 @@ fn key(key: &impl Key<CURRENT_VERSION>) -> Done<Vec<u8>> {
 }
 
 fn bytes(value: &impl Serialize) -> Done<Vec<u8>> {
-    postcard::to_allocvec(value).map_err(|error| StoreError::Encoding(error.to_string()))
+    postcard::to_allocvec(value).map_err(encoding)
 }
 
 fn value<T: DeserializeOwned>(bytes: &[u8]) -> Done<T> {
-    postcard::from_bytes(bytes).map_err(|error| StoreError::Encoding(error.to_string()))
+    postcard::from_bytes(bytes).map_err(encoding)
 }
 
 /// Key pairs of an epoch belong to a group, an epoch and a leaf.
@@ -70,10 +70,6 @@ fn epoch_key(
 
 /// A reference and its proposal, encoded.
 type Queued = (Vec<u8>, Vec<u8>);
-
-fn json_error(error: serde_json::Error) -> StoreError {
-    StoreError::Encoding(error.to_string())
-}
 
 const CONFIG: &str = "mls.config";
 const PROPOSALS: &str = "mls.proposals";
@@ -235,7 +231,7 @@ impl StorageProvider<CURRENT_VERSION> for Rows<'_> {
         group_id: &GroupId,
         config: &MlsGroupJoinConfig,
     ) -> Done {
-        let json = serde_json::to_vec(config).map_err(json_error)?;
+        let json = serde_json::to_vec(config).map_err(encoding)?;
         self.put(CONFIG, &key(group_id)?, &json)
     }
 
@@ -247,7 +243,7 @@ impl StorageProvider<CURRENT_VERSION> for Rows<'_> {
         group_id: &GroupId,
     ) -> Done<Option<MlsGroupJoinConfig>> {
         let json: Option<Vec<u8>> = self.get(CONFIG, &key(group_id)?)?;
-        json.map(|json| serde_json::from_slice(&json).map_err(json_error))
+        json.map(|json| serde_json::from_slice(&json).map_err(encoding))
             .transpose()
     }
 

@@ -59,6 +59,11 @@ pub enum StoreError {
     Io(String),
 }
 
+/// A value that cannot be written or read, by its error's text.
+fn encoding(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Encoding(error.to_string())
+}
+
 /// An open store.
 pub struct Store {
     connection: Connection,

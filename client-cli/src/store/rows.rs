@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{
-    StoreError,
+    StoreError, encoding,
     seal::{NAME_BYTES, Name, Sealer},
 };
 
@@ -86,7 +86,7 @@ impl<'a> Rows<'a> {
         value: &T,
     ) -> Result<(), StoreError> {
         let before = self.names(space, key)?;
-        let owner = self.sealer.name(&[space.as_bytes(), b"\0", key]);
+        let owner = self.owner(space, key);
         let mut bytes = Zeroizing::new(postcard::to_allocvec(value).map_err(encoding)?);
         let (mut levels, mut names) = (0_u32, BTreeSet::new());
         let packed = loop {
@@ -114,8 +114,7 @@ impl<'a> Rows<'a> {
     pub(super) fn delete(&self, space: &'static str, key: &[u8]) -> Result<(), StoreError> {
         let names = self.names(space, key)?;
         if !names.is_empty() {
-            let owner = self.sealer.name(&[space.as_bytes(), b"\0", key]);
-            self.drop_pieces(&owner, &names)?;
+            self.drop_pieces(&self.owner(space, key), &names)?;
         }
         self.connection
             .prepare_cached("DELETE FROM sealed WHERE space = ?1 AND key = ?2")?
@@ -176,11 +175,18 @@ impl<'a> Rows<'a> {
         stored: &Stored,
     ) -> Result<T, StoreError> {
         let mut bytes = unpack(&self.sealer.open_sealed(space, key, &stored.value)?)?;
-        for _ in 0..stored.levels {
-            let owner = self.sealer.name(&[space.as_bytes(), b"\0", key]);
-            bytes = self.join(&owner, &bytes)?;
+        if stored.levels > 0 {
+            let owner = self.owner(space, key);
+            for _ in 0..stored.levels {
+                bytes = self.join(&owner, &bytes)?;
+            }
         }
         postcard::from_bytes(&bytes).map_err(encoding)
+    }
+
+    /// Whose pieces they are: the value's place.
+    fn owner(&self, space: &str, key: &[u8]) -> Name {
+        self.sealer.name(&[space.as_bytes(), b"\0", key])
     }
 
     /// Cuts bytes into pieces, writes those that are not there, and gives the list of their names.
@@ -247,7 +253,7 @@ impl<'a> Rows<'a> {
         let Some(stored) = self.stored(space, key)? else {
             return Ok(names);
         };
-        let owner = self.sealer.name(&[space.as_bytes(), b"\0", key]);
+        let owner = self.owner(space, key);
         let mut list = unpack(&self.sealer.open_sealed(space, key, &stored.value)?)?;
         for level in 1..=stored.levels {
             names.extend(named(&list)?);
@@ -300,10 +306,6 @@ fn unpack(packed: &[u8]) -> Result<Zeroizing<Vec<u8>>, StoreError> {
     lz4_flex::decompress_size_prepended(packed)
         .map(Zeroizing::new)
         .map_err(encoding)
-}
-
-fn encoding(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Encoding(error.to_string())
 }
 
 #[cfg(test)]

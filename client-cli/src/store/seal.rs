@@ -14,7 +14,7 @@ use chacha20poly1305::{
 use ring::hmac;
 use zeroize::Zeroizing;
 
-use super::StoreError;
+use super::{StoreError, encoding};
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
@@ -137,10 +137,6 @@ impl Sealer {
 
 fn place(space: &str, key: &[u8]) -> Vec<u8> {
     [space.as_bytes(), b"\0", key].concat()
-}
-
-fn encoding(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Encoding(error.to_string())
 }
 
 /// Written whole before it has its name: of two processes that make it at once, both use the first one's.

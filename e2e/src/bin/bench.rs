@@ -13,7 +13,7 @@ use e2e::{
 #[command(name = "bench", version)]
 struct Cli {
     /// Print the table as an object in the last line.
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
     /// Short, with less of everything: to see that it works.
     #[arg(long)]
@@ -32,26 +32,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Other {
     /// A group of thousands, from its creation to a thousand messages, with real members.
-    LargeGroup {
-        /// Members; 0 leaves this group out.
-        #[arg(long, default_value_t = 10_000, value_name = "N")]
-        members: usize,
-        /// Members with a store on disk that read everything.
-        #[arg(long, default_value_t = 20, value_name = "N")]
-        full: usize,
-        /// Messages.
-        #[arg(long, default_value_t = 1_000, value_name = "N")]
-        messages: usize,
-        /// One of so many members is online when the server asks.
-        #[arg(long, default_value_t = 4, value_name = "N")]
-        online_one_of: usize,
-        /// Members of a second group, of whom there is only what a server sees of them; 0 leaves it out.
-        #[arg(long, default_value_t = 100_000, value_name = "N")]
-        synthetic: usize,
-        /// Print the table as an object in the last line.
-        #[arg(long)]
-        json: bool,
-    },
+    LargeGroup(bench::large::Options),
 }
 
 #[tokio::main]
@@ -66,22 +47,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         // Whoever reads no more still gets the last line, or the exit code.
         let _told = writeln!(std::io::stdout(), "{row}");
     };
-    if let Some(Other::LargeGroup {
-        members,
-        full,
-        messages,
-        online_one_of,
-        synthetic,
-        json,
-    }) = cli.other
-    {
-        let options = bench::large::Options {
-            members,
-            full,
-            messages,
-            online_one_of,
-            synthetic,
-        };
+    if let Some(Other::LargeGroup(options)) = cli.other {
         let programs = Programs::find_these(&[
             "single-node",
             "auth-service",
@@ -90,7 +56,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         ])?;
         let mut table = bench::table::Table::new(1.0, tell);
         bench::large::measure(&programs, options, &mut table).await?;
-        return ended(table.rows, json || cli.json);
+        return ended(table.rows, cli.json);
     }
     let mut options = if cli.short {
         Options::short()

@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chancery_proto::auth::v1::{CreateInvitationRequest, admin_service_client::AdminServiceClient};
+use auth_service::operator::connect;
+use chancery_proto::auth::v1::CreateInvitationRequest;
 use client_cli::{
     core::identity::Identity,
     member::{
@@ -16,9 +17,9 @@ use client_cli::{
     transport::{Transport, channel},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use hyper_util::rt::TokioIo;
+use service_kit::listen::ListenAddr;
 use single_node::NodeFile;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Enrolments under way at once.
 const AT_ONCE: usize = 8;
@@ -52,23 +53,6 @@ impl Extra {
     }
 }
 
-/// A connection to the operator's listener.
-async fn operator(socket: &Path) -> anyhow::Result<AdminServiceClient<Channel>> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move {
-            tokio::net::UnixStream::connect(path)
-                .await
-                .map(TokioIo::new)
-        }
-    });
-    let endpoint = Endpoint::from_static("http://admin.invalid");
-    Ok(AdminServiceClient::new(
-        endpoint.connect_with_connector(connector).await?,
-    ))
-}
-
 /// Invites and enrolls so many people, each with one device and one KeyPackage.
 ///
 /// # Errors
@@ -79,7 +63,7 @@ pub async fn enroll_all(
     told: impl Fn(usize) + Copy,
 ) -> anyhow::Result<Vec<Extra>> {
     let auth = node.auth.first().context("no Authentication Service")?;
-    let operator = operator(&auth.admin_socket).await?;
+    let operator = connect(&ListenAddr::Unix(auth.admin_socket.clone())).await?;
     // Profiles that live for a moment need no disk.
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() {

@@ -23,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use chancery_proto::delivery::v1::{Cursor, FetchTreeRequest};
+use chancery_proto::delivery::v1::{Cursor, FetchTreeRequest, FetchTreeResponse};
 use client_cli::{
     core::{
         group,
@@ -54,17 +54,22 @@ const TURNS: usize = 10;
 const EACH_TURN: usize = 10;
 
 /// How large, and how much.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Options {
-    /// Members in the end.
+    /// Members; 0 leaves this group out.
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
     pub members: usize,
     /// Members with a store on disk that read everything.
+    #[arg(long, default_value_t = 20, value_name = "N")]
     pub full: usize,
     /// Messages.
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
     pub messages: usize,
-    /// One of so many devices is online.
+    /// One of so many members is online when the server asks.
+    #[arg(long, default_value_t = 4, value_name = "N")]
     pub online_one_of: usize,
-    /// Members of the group of whom there is only what a server sees.
+    /// Members of a second group, of whom there is only what a server sees of them; 0 leaves it out.
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
     pub synthetic: usize,
 }
 
@@ -112,12 +117,7 @@ async fn tell(programs: &Programs, options: Options, table: &mut Table<'_>) -> a
     let full = story.join(table).await?;
     story.talk(&deputy, &full, table).await?;
     story.agree(&deputy, &full).await?;
-    table.report(
-        "server memory at the end",
-        ran::memory_kib(story.server.node.pid)? / 1024.0,
-        "MiB",
-    );
-    Ok(())
+    story.memory(table, "at the end")
 }
 
 fn say(text: &str) {
@@ -162,9 +162,7 @@ impl<'a> Story<'a> {
             "devices/s",
         );
         let outside = inside.split_off(inside.len() - TURNS * EACH_TURN);
-        let memory = ran::memory_kib(server.node.pid)? / 1024.0;
-        table.report("server memory after the enrolments", memory, "MiB");
-        Ok(Self {
+        let story = Self {
             programs,
             options,
             server,
@@ -178,21 +176,21 @@ impl<'a> Story<'a> {
             },
             inside,
             outside,
-        })
+        };
+        story.memory(table, "after the enrolments")?;
+        Ok(story)
+    }
+
+    fn memory(&self, table: &mut Table<'_>, when: &str) -> anyhow::Result<()> {
+        let memory = ran::memory_kib(self.server.node.pid)? / 1024.0;
+        table.report(&format!("server memory {when}"), memory, "MiB");
+        Ok(())
     }
 
     /// A device with a folder of its own.
     fn full(&self, name: &str) -> anyhow::Result<Device> {
         let folder = self.folder.path();
-        let (person, place) = (name, 0);
-        Device::enroll(
-            self.programs,
-            &self.server.node,
-            folder,
-            place,
-            person,
-            name,
-        )
+        Device::enroll(self.programs, &self.server.node, folder, 0, name, name)
     }
 
     /// The creator makes the group as anybody would, with a command.
@@ -230,8 +228,7 @@ impl<'a> Story<'a> {
             number(&ran.answer, "epoch")? as f64,
             "",
         );
-        let memory = ran::memory_kib(self.server.node.pid)? / 1024.0;
-        table.report("server memory after the creation", memory, "MiB");
+        self.memory(table, "after the creation")?;
         Ok(())
     }
 
@@ -249,7 +246,7 @@ impl<'a> Story<'a> {
 
     /// Some devices are online, the creator among them, and the server asks them one after the other.
     async fn warm(&self, deputy: &Member, table: &mut Table<'_>) -> anyhow::Result<()> {
-        let cold = self.commit_bytes(deputy).await?;
+        let cold = self.commit_bytes(deputy, self.inside.len() / 3 + 1)?;
         table.report("a Commit in a fresh tree", cold as f64 / 1e3, "kB");
         let online: Vec<Extra> = self
             .inside
@@ -309,17 +306,13 @@ impl<'a> Story<'a> {
             60.0,
             Target::AtMost(1.0),
         );
-        let memory = ran::memory_kib(self.server.node.pid)? / 1024.0;
-        table.report("server memory after the warming", memory, "MiB");
+        self.memory(table, "after the warming")?;
         Ok(())
     }
 
     /// What a Commit of somebody is long who was not asked for one.
-    async fn commit_bytes(&self, deputy: &Member) -> anyhow::Result<usize> {
-        let device = self
-            .inside
-            .get(self.inside.len() / 3 + 1)
-            .context("nobody")?;
+    fn commit_bytes(&self, deputy: &Member, place: usize) -> anyhow::Result<usize> {
+        let device = self.inside.get(place).context("nobody")?;
         let request = tokio::task::block_in_place(|| crowd::update_of(deputy, &self.name, device))?;
         Ok(request.bundles.first().context("no Commit")?.commit.len())
     }
@@ -328,13 +321,7 @@ impl<'a> Story<'a> {
     async fn come_and_go(&mut self, deputy: &Member, table: &mut Table<'_>) -> anyhow::Result<()> {
         let mut sizes = Vec::new();
         for part in [7, 5, 3, 2] {
-            let device = self
-                .inside
-                .get(self.inside.len() / part)
-                .context("nobody")?;
-            let made =
-                tokio::task::block_in_place(|| crowd::update_of(deputy, &self.name, device))?;
-            sizes.push(made.bundles.first().context("no Commit")?.commit.len());
+            sizes.push(self.commit_bytes(deputy, self.inside.len() / part)?);
         }
         let largest = sizes.iter().max().copied().unwrap_or(0);
         table.aim(
@@ -436,11 +423,7 @@ impl<'a> Story<'a> {
             let mut parts = client.fetch_tree(request).await?.into_inner();
             let (mut fetched, mut nodes) = (Vec::new(), 0);
             while let Some(part) = parts.message().await? {
-                let sizes = part
-                    .nodes
-                    .iter()
-                    .map(|n| n.node.as_ref().map_or(0, |b| b.len()));
-                nodes += sizes.sum::<usize>();
+                nodes += node_bytes(&part);
                 fetched.extend(part.encode_to_vec());
             }
             Ok((fetched, nodes))
@@ -562,6 +545,12 @@ async fn timed<T>(
 fn of(values: &mut [f64], percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     rank(values, percent)
+}
+
+/// What a part of a tree is about.
+fn node_bytes(part: &FetchTreeResponse) -> usize {
+    let nodes = part.nodes.iter().filter_map(|node| node.node.as_ref());
+    nodes.map(|node| node.len()).sum()
 }
 
 fn gzipped(bytes: &[u8]) -> anyhow::Result<usize> {

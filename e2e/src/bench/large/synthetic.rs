@@ -21,10 +21,11 @@ use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ED25519, SanType};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
+use super::{node_bytes, of};
 use crate::{
     bench::{
         ground::{DOMAIN, Ground, Groups, Person},
-        load::{self, by, rank},
+        load::{self, by},
         table::{Table, Target},
     },
     programs::Programs,
@@ -83,7 +84,7 @@ pub async fn measure(
         commits[..tenth].to_vec(),
         commits[commits.len() - tenth..].to_vec(),
     );
-    let (first, last) = (sorted(&mut first, 50), sorted(&mut last, 50));
+    let (first, last) = (of(&mut first, 50), of(&mut last, 50));
     table.compare(
         &name("a Commit that adds 1,000, the last by the first ones"),
         last,
@@ -99,7 +100,7 @@ pub async fn measure(
     }
     table.report(
         &name("a Commit that changes one leaf, p50"),
-        sorted(&mut changes, 50),
+        of(&mut changes, 50),
         "ms",
     );
     for group in [SMALL, GROUP] {
@@ -112,7 +113,7 @@ pub async fn measure(
         for _ in 0..TIMED {
             times.push(world.send(&group.id(0), epoch).await?);
         }
-        sends.push(sorted(&mut times, 50));
+        sends.push(of(&mut times, 50));
     }
     table.aim(
         &name("a message, p50, by a group of two"),
@@ -146,11 +147,6 @@ pub async fn measure(
         before,
     );
     Ok(())
-}
-
-fn sorted(values: &mut [f64], percent: usize) -> f64 {
-    values.sort_by(f64::total_cmp);
-    rank(values, percent)
 }
 
 /// A KeyPackage of each, claimed already: only whose it is matters for a Welcome.
@@ -388,11 +384,7 @@ impl World {
         let (mut bytes, mut nodes) = (0, 0);
         while let Some(part) = parts.message().await? {
             bytes += part.encoded_len();
-            nodes += part
-                .nodes
-                .iter()
-                .map(|n| n.node.as_ref().map_or(0, |b| b.len()))
-                .sum::<usize>();
+            nodes += node_bytes(&part);
         }
         Ok((bytes, nodes, began.elapsed()))
     }
