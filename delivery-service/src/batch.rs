@@ -2,11 +2,15 @@
 //!
 //! A node has a few *lanes*, and a group always takes the same one, so its messages are appended in the order in which they were put. A lane takes
 //! whatever has come by the time it is free: a lone message waits for nobody, and under load the batches grow by themselves, up to a number of
-//! messages and of bytes. What happens in the transaction is in `write`.
+//! messages and of bytes. What happens in the transaction is in `write`. Where a node remembers enough of a group, it does not lock and ask before it writes (`foresee`,
+//! after a `look` at what it does not know).
 //!
 //! A group whose head somebody else holds for long (a large Commit) is passed over and waits on a *siding* of its own, so that it holds up nobody.
 //! A batch that fails for a reason that may lie in one of its messages is cut in two until that one stands alone.
 
+mod asked;
+mod foresee;
+mod look;
 mod write;
 
 use std::{
@@ -19,9 +23,18 @@ use service_kit::db::{Db, DbError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    caller::Caller, clock::Clock, config::BatchOptions, error::Error, group::DeviceKey, hub::Hub,
-    prepare::PreparedSend, submit::flatten,
+    caller::Caller,
+    clock::Clock,
+    config::BatchOptions,
+    error::Error,
+    group::{DeviceKey, Rejection},
+    hub::Hub,
+    prepare::PreparedSend,
+    remembered::Remembered,
+    submit::flatten,
 };
+use foresee::Foresight;
+use write::Written;
 
 type Answer = Result<SendMessageResponse, Error>;
 
@@ -81,11 +94,19 @@ pub struct Batcher {
 
 impl Batcher {
     /// Starts the lanes. They end when the last handle is gone.
-    pub fn start(db: &Db, hub: &Hub, clock: &Clock, options: &BatchOptions) -> Self {
+    pub fn start(
+        db: &Db,
+        hub: &Hub,
+        clock: &Clock,
+        remembered: &Remembered,
+        options: &BatchOptions,
+    ) -> Self {
         let writer = Writer {
             db: db.clone(),
             hub: hub.clone(),
             clock: clock.clone(),
+            remembered: remembered.clone(),
+            lock_millis: options.append_lock_millis,
         };
         let lanes = (0..options.append_lanes_items)
             .map(|_| {
@@ -157,6 +178,19 @@ enum Outcome {
     PassedOver,
 }
 
+impl Outcome {
+    /// Whether the message's id was taken before.
+    fn is_repeat(&self) -> bool {
+        match self {
+            Self::Answer(Ok(accepted)) => accepted.replayed,
+            Self::Answer(Err(error)) => {
+                matches!(error, Error::Rejected(Rejection::MessageIdReused))
+            }
+            Self::PassedOver => false,
+        }
+    }
+}
+
 struct Lane {
     writer: Writer,
     limits: BatchOptions,
@@ -189,8 +223,7 @@ impl Lane {
             if batch.is_empty() {
                 continue;
             }
-            let wait = Wait::Briefly(self.limits.append_lock_millis);
-            let passed_over = self.writer.write(batch, wait).await;
+            let passed_over = self.writer.write(batch).await;
             for (group, jobs) in by_group(passed_over) {
                 self.sidings.insert(group.clone(), Vec::new());
                 self.begin_siding(group, jobs);
@@ -230,7 +263,7 @@ impl Lane {
             let mut jobs = VecDeque::from(jobs);
             while !jobs.is_empty() {
                 let batch = take_batch(&mut jobs, &limits);
-                writer.write(batch, Wait::ForLock).await;
+                writer.write_locked(batch, Wait::ForLock).await;
             }
             // The lane is gone only with its node.
             let _gone = finished.send(group);
@@ -277,11 +310,77 @@ struct Writer {
     db: Db,
     hub: Hub,
     clock: Clock,
+    remembered: Remembered,
+    lock_millis: u32,
 }
 
 impl Writer {
-    /// Writes a batch and answers it; gives back what was passed over.
-    async fn write(&self, batch: Vec<Job>, wait: Wait) -> Vec<Job> {
+    /// Writes a batch and answers it, by the short way what is foreseen and the rest by the other; gives back what was passed over.
+    async fn write(&self, batch: Vec<Job>) -> Vec<Job> {
+        let wait = Wait::Briefly(self.lock_millis);
+        let messages = batch.iter().map(|job| &*job.message);
+        // Whoever cannot look cannot write either, and says so there.
+        let _looked = look::look(&self.db, &self.remembered, messages.clone()).await;
+        let now = self.clock.recent();
+        let foreseen = now.and_then(|now| foresee::foresee(messages, &self.remembered, now));
+        let Some((marks, foresight)) = foreseen else {
+            return self.write_locked(batch, wait).await;
+        };
+        let (mut foreseen, mut rest) = (Vec::new(), Vec::new());
+        for (job, mark) in batch.into_iter().zip(marks) {
+            if mark {
+                foreseen.push(job);
+            } else {
+                rest.push(job);
+            }
+        }
+        // They are of different groups.
+        let (left, mut passed_over) = tokio::join!(
+            self.write_foreseen(foreseen, foresight),
+            self.write_locked(rest, wait)
+        );
+        passed_over.extend(self.write_locked(left, wait).await);
+        passed_over
+    }
+
+    /// Writes and answers what was foreseen; gives it back where something was not as foreseen, and nothing was written.
+    async fn write_foreseen(&self, jobs: Vec<Job>, foresight: Foresight) -> Vec<Job> {
+        let messages = messages(&jobs);
+        let foresight = Arc::new(foresight);
+        let (shared, basis, lock_millis) = (messages.clone(), foresight.clone(), self.lock_millis);
+        let written = self.db.run_pipeline("append_foreseen", move |tx| {
+            let (messages, foresight) = (shared.clone(), basis.clone());
+            Box::pin(async move {
+                write::append_foreseen(tx, &messages, &foresight, lock_millis).await
+            })
+        });
+        match written.await.map_err(flatten) {
+            Ok(written) => {
+                let outcomes = self.written(written, &messages);
+                for (job, outcome) in jobs.into_iter().zip(outcomes) {
+                    if let Outcome::Answer(answer) = outcome {
+                        job.answer(answer);
+                    }
+                }
+                Vec::new()
+            }
+            Err(Error::Db(DbError::OutcomeUnknown)) => {
+                let unknown = |job: Job| job.answer(Err(DbError::OutcomeUnknown.into()));
+                jobs.into_iter().for_each(unknown);
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::debug!(%error, "not as foreseen");
+                metrics::counter!("chancery_ds_append_unforeseen_total").increment(1);
+                let groups = foresight.heads.keys().map(Vec::as_slice);
+                self.remembered.disappointed(groups);
+                jobs
+            }
+        }
+    }
+
+    /// Writes a batch under its locks and answers it; gives back what was passed over.
+    async fn write_locked(&self, batch: Vec<Job>, wait: Wait) -> Vec<Job> {
         let mut passed_over = Vec::new();
         let mut parts = VecDeque::from([batch]);
         while let Some(part) = parts.pop_front() {
@@ -326,20 +425,30 @@ impl Writer {
     }
 
     async fn try_write(&self, jobs: &[Job], wait: Wait) -> Result<Vec<Outcome>, Error> {
-        let messages: Arc<[Arc<Message>]> = jobs.iter().map(|job| job.message.clone()).collect();
-        let written = self
-            .db
-            .run_pipeline("append", move |tx| {
-                let messages = messages.clone();
-                Box::pin(async move { write::append(tx, &messages, wait).await })
-            })
-            .await
-            .map_err(flatten)?;
-        self.clock.saw(written.now);
-        metrics::histogram!("chancery_ds_append_batch_items").record(jobs.len() as f64);
-        for (group, head_seq) in written.heads {
-            self.hub.group_moved(&group, head_seq);
-        }
-        Ok(written.outcomes)
+        let messages = messages(jobs);
+        let shared = messages.clone();
+        let written = self.db.run_pipeline("append", move |tx| {
+            let messages = shared.clone();
+            Box::pin(async move { write::append(tx, &messages, wait).await })
+        });
+        let written = written.await.map_err(flatten)?;
+        Ok(self.written(written, &messages))
     }
+
+    /// After COMMIT.
+    fn written(&self, written: Written, messages: &[Arc<Message>]) -> Vec<Outcome> {
+        self.clock.saw(written.now);
+        metrics::histogram!("chancery_ds_append_batch_items").record(messages.len() as f64);
+        written.teach(&self.remembered, messages);
+        for (group, place) in &written.places {
+            if let Some(head_seq) = place.moved_to() {
+                self.hub.group_moved(group, head_seq);
+            }
+        }
+        written.outcomes
+    }
+}
+
+fn messages(jobs: &[Job]) -> Arc<[Arc<Message>]> {
+    jobs.iter().map(|job| job.message.clone()).collect()
 }

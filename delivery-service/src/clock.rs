@@ -13,7 +13,8 @@ use crate::store;
 /// An older answer is not counted on from.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What the database said last, and how long ago. Good for the end of a token; entries get the time that is read with their lock.
+/// What the database said last, and how long ago; never ahead of the database, and behind it by the time an answer takes. Entries get the time that is read
+/// with their lock, or this one where nothing is read; none is earlier than the entry before it.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     seen: Arc<Mutex<Option<(i64, Instant)>>>,
@@ -26,17 +27,23 @@ impl Clock {
         *seen = Some((micros, Instant::now()));
     }
 
+    /// The time in Unix microseconds, where the database's last answer is not old.
+    pub fn recent(&self) -> Option<i64> {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (micros, at) = seen?;
+        let since = at.elapsed();
+        (since < FRESH).then(|| {
+            micros.saturating_add(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+        })
+    }
+
     /// The time in Unix microseconds; asks the database where its last answer is old.
     ///
     /// # Errors
     /// The database.
     pub async fn now(&self, db: &Db) -> Result<i64, DbError> {
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((micros, at)) = seen
-            && at.elapsed() < FRESH
-        {
-            let since = i64::try_from(at.elapsed().as_micros()).unwrap_or(i64::MAX);
-            return Ok(micros.saturating_add(since));
+        if let Some(now) = self.recent() {
+            return Ok(now);
         }
         let client = db.client().await?;
         let now = store::groups::now(&client).await?;

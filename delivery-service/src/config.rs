@@ -138,7 +138,7 @@ pub struct BatchOptions {
     #[arg(
         long,
         env = "CHANCERY_DS_APPEND_BATCH_ITEMS",
-        default_value_t = 128,
+        default_value_t = 256,
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub append_batch_items: u16,
@@ -165,6 +165,13 @@ pub struct BatchOptions {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub append_waiting_items: u32,
+    /// Groups and senders of which a node remembers what it read last, about 200 bytes each, so that it writes without asking first where nothing has changed; 0: it always asks.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_APPEND_REMEMBERED_ITEMS",
+        default_value_t = 262_144
+    )]
+    pub append_remembered_items: u32,
     /// Messages of one `SendMessages` stream that are under way at once.
     #[arg(
         long,

@@ -66,7 +66,8 @@ impl Revocations {
         }
         let devices = node.hub.devices();
         let statement = store::devices::Standings::prepare(client).await?;
-        for (place, standing) in statement.run(client, &devices).await? {
+        let (standings, _) = statement.run(client, &devices).await?;
+        for (place, standing) in standings {
             if let Some((device, _)) = devices.get(place) {
                 if standing.revoked {
                     node.hub.revoke(*device);

@@ -22,7 +22,9 @@ pub use bell::{Bell, Woken};
 pub use room::Room;
 pub use tail::{Next, Piece, Position};
 
-use crate::{group::DeviceKey, store::roster::DevicePulse, wake::Waker};
+use crate::{
+    group::DeviceKey, remembered::Remembered, store::roster::DevicePulse, wake::Waker,
+};
 
 /// A group's id, shared by all who follow it.
 pub type GroupId = Arc<[u8]>;
@@ -74,6 +76,7 @@ pub struct Hub {
     queue: Arc<Queue>,
     /// Of the other nodes.
     waker: Waker,
+    remembered: Remembered,
 }
 
 /// A mutex whose data stays whole when a holder panics: every change here is a single insertion.
@@ -84,6 +87,14 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
+    /// A hub that also tells when what is remembered of a group is old.
+    pub fn new(remembered: Remembered) -> Self {
+        Self {
+            remembered,
+            ..Self::default()
+        }
+    }
+
     /// Follows a group. Call it *before* the first read.
     pub fn follow_group(&self, group: &[u8], bell: &Arc<Bell>) -> Arc<Room> {
         let mut inner = held(&self.inner);
@@ -139,6 +150,7 @@ impl Hub {
 
     /// A group's head was seen there.
     pub fn group_seen(&self, group: &[u8], head_seq: u64) {
+        self.remembered.moved(group, head_seq);
         if let Some(room) = self.room(group)
             && room.moved(head_seq)
         {

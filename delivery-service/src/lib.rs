@@ -9,7 +9,7 @@
 //! | [`prepare`] | requests to values, checked without the lock |
 //! | [`group`] | **the ordering state machine**, pure |
 //! | [`create`], [`submit`], [`send`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
-//! | [`batch`] | messages that come at the same time become one transaction |
+//! | [`batch`], [`remembered`] | messages that come at the same time become one transaction, and what a node remembers so that it need not ask first |
 //! | [`recovery`] | epochs reported, Commits voided, GroupInfos repaired |
 //! | [`revocations`], [`asking`] | revoked devices marked in their groups, and who is asked to remove them |
 //! | [`warming`] | who is asked to fill the tree of a large group |
@@ -45,6 +45,7 @@ pub mod poll;
 pub mod prepare;
 pub mod read;
 pub mod recovery;
+pub mod remembered;
 pub mod retention;
 pub mod revocations;
 pub mod rpc;
@@ -129,7 +130,12 @@ pub async fn serve(
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
     };
-    let (hub, clock) = (hub::Hub::default(), clock::Clock::default());
+    let most = usize::try_from(config.batch.append_remembered_items)?;
+    let remembered = remembered::Remembered::new(most);
+    let (hub, clock) = (
+        hub::Hub::new(remembered.clone()),
+        clock::Clock::default(),
+    );
     let node = node::Node {
         gate: caller::Gate {
             issuers: issuers.clone(),
@@ -139,7 +145,7 @@ pub async fn serve(
             clock: clock.clone(),
             tokens: tokens::Tokens::new(config.token_cache_items),
         },
-        batch: batch::Batcher::start(&db, &hub, &clock, &config.batch),
+        batch: batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch),
         hub,
         issuers: issuers.clone(),
         domains: domains.clone(),

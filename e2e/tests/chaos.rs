@@ -62,6 +62,11 @@ fn a_server_that_skips_the_row_lock_is_caught() {
 }
 
 #[test]
+fn a_server_that_believes_what_it_remembers_is_caught() {
+    caught(Broken::TrustsItsMemory, 20, |counts| counts.reordered);
+}
+
+#[test]
 fn a_server_that_locks_and_reads_in_one_statement_is_caught() {
     caught(Broken::LocksAndReadsAtOnce, 20, |counts| counts.duplicated);
 }

@@ -228,7 +228,7 @@ async fn in_good_standing(
 ) -> Result<Vec<Device>, tokio_postgres::Error> {
     let known = store::devices::find(tx, devices).await?;
     let asked: Vec<(DeviceKey, Uuid)> = known.iter().map(|d| (d.key, d.user)).collect();
-    let standings = Standings::prepare(tx).await?.run(tx, &asked).await?;
+    let (standings, _) = Standings::prepare(tx).await?.run(tx, &asked).await?;
     let bad: BTreeSet<usize> = standings
         .into_iter()
         .filter(|(_, standing)| standing.revoked || standing.suspended)

@@ -1,5 +1,7 @@
 //! What the service knows of a device: its user, and whether it was revoked.
 
+use std::sync::Arc;
+
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
@@ -104,11 +106,18 @@ pub async fn standing<C: GenericClient>(
     user: Uuid,
 ) -> Result<Standing, Error> {
     let found = Standings::prepare(client).await?;
-    let found = found.run(client, &[(key, user)]).await?;
+    let (found, _) = found.run(client, &[(key, user)]).await?;
     // There is a row for each device that is asked for, known or not.
     Ok(found
         .first()
         .map_or(Standing::UNKNOWN, |(_, standing)| *standing))
+}
+
+/// How far every status feed was applied, in one text.
+macro_rules! feeds_applied {
+    () => {
+        "(SELECT coalesce(string_agg(concat_ws(':', domain_id, encode(history_id, 'hex'), seq), ' ' ORDER BY domain_id), '') FROM auth_services)"
+    };
 }
 
 /// [`standing`] of several devices: prepared, so that it can follow a lock in the same round trip.
@@ -118,19 +127,22 @@ pub struct Standings(Statement);
 impl Standings {
     /// Gets the statement ready.
     pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
-        let sql = "/* devices::standings */ SELECT q.n, v.user_id, coalesce(v.revoked, false), \
-                   EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, q.user_id)) \
-                   FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS q(domain_id, device_id, user_id, n) \
-                   LEFT JOIN LATERAL (SELECT * FROM devices v WHERE v.device_id = q.device_id AND v.domain_id = q.domain_id OFFSET 0) v ON true";
+        let sql = concat!(
+            "/* devices::standings */ SELECT q.n, v.user_id, coalesce(v.revoked, false), \
+             EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, q.user_id)), ",
+            feeds_applied!(),
+            " FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS q(domain_id, device_id, user_id, n) \
+             LEFT JOIN LATERAL (SELECT * FROM devices v WHERE v.device_id = q.device_id AND v.domain_id = q.domain_id OFFSET 0) v ON true"
+        );
         Ok(Self(client.prepare_cached(sql).await?))
     }
 
-    /// For each device and its user how it stands; what is not named is not known.
+    /// For each device and its user how it stands, and how far the status feeds were applied then; what is not named is not known.
     pub async fn run<C: GenericClient>(
         &self,
         client: &C,
         devices: &[(DeviceKey, Uuid)],
-    ) -> Result<Vec<(usize, Standing)>, Error> {
+    ) -> Result<(Vec<(usize, Standing)>, Arc<str>), Error> {
         let (keys, users): (Vec<DeviceKey>, Vec<Uuid>) = devices.iter().copied().unzip();
         let (domains, ids) = columns(&keys);
         let rows = client.query(&self.0, &[&domains, &ids, &users]).await?;
@@ -139,10 +151,30 @@ impl Standings {
             revoked: row.get(2),
             suspended: row.get(3),
         };
-        Ok(rows
-            .iter()
-            .map(|row| (place_of(row), standing(row)))
-            .collect())
+        let feeds = rows.first().map_or("", |row| row.get(4)).into();
+        let standings = rows.iter().map(|row| (place_of(row), standing(row)));
+        Ok((standings.collect(), feeds))
+    }
+}
+
+/// Makes sure that nothing was said of any device since: prepared, so that it can follow a lock in the same round trip.
+#[derive(Debug)]
+pub struct NothingSaid(Statement);
+
+impl NothingSaid {
+    /// Gets the statement ready. It fails, and the transaction with it, unless the status feeds were applied just so far.
+    pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
+        let sql = concat!(
+            "/* devices::nothing_said */ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (",
+            feeds_applied!(),
+            " = $1::text)::int"
+        );
+        Ok(Self(client.prepare_cached(sql).await?))
+    }
+
+    /// The database's time in Unix microseconds. `feeds` is what [`Standings::run`] said.
+    pub async fn run<C: GenericClient>(&self, client: &C, feeds: &str) -> Result<i64, Error> {
+        Ok(client.query_one(&self.0, &[&feeds]).await?.get(0))
     }
 }
 

@@ -186,27 +186,45 @@ pub struct Place {
     pub roster_seq: u64,
 }
 
-/// Reads the heads of several groups without a lock; each with the place of its group in the question.
+/// Reads the heads of several groups without a lock: prepared, so that what must not be older can follow in the same round trip.
+#[derive(Debug)]
+pub struct Places(Statement);
+
+impl Places {
+    /// Gets the statement ready.
+    pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
+        let sql = concat!(
+            "/* groups::places */ SELECT q.n, h.* FROM unnest($1::bytea[]) WITH ORDINALITY AS q(id, n), LATERAL (SELECT ",
+            head_columns!(),
+            ", roster_seq FROM group_heads WHERE group_id = q.id OFFSET 0) h"
+        );
+        Ok(Self(client.prepare_cached(sql).await?))
+    }
+
+    /// Those that there are, each with the place of its group in the question.
+    pub async fn run<C: GenericClient>(
+        &self,
+        client: &C,
+        groups: &[&[u8]],
+    ) -> Result<Vec<(usize, Place)>, Error> {
+        let rows = client.query(&self.0, &[&groups]).await?;
+        let places = rows.iter().map(|row| {
+            let place = Place {
+                head: head_of(row),
+                roster_seq: unsigned(row.get("roster_seq")),
+            };
+            (place_of(row), place)
+        });
+        Ok(places.collect())
+    }
+}
+
+/// The same by itself.
 pub async fn places<C: GenericClient>(
     client: &C,
     groups: &[&[u8]],
 ) -> Result<Vec<(usize, Place)>, Error> {
-    let sql = concat!(
-        "/* groups::places */ SELECT q.n, h.* FROM unnest($1::bytea[]) WITH ORDINALITY AS q(id, n), LATERAL (SELECT ",
-        head_columns!(),
-        ", roster_seq FROM group_heads WHERE group_id = q.id OFFSET 0) h"
-    );
-    let rows = client
-        .query(&client.prepare_cached(sql).await?, &[&groups])
-        .await?;
-    let places = rows.iter().map(|row| {
-        let place = Place {
-            head: head_of(row),
-            roster_seq: unsigned(row.get("roster_seq")),
-        };
-        (place_of(row), place)
-    });
-    Ok(places.collect())
+    Places::prepare(client).await?.run(client, groups).await
 }
 
 /// What a poll reads of a group's head.

@@ -102,14 +102,15 @@ pub async fn append(tx: &Transaction<'_>, entry: &EntryRow<'_>) -> Result<(), Er
     Ok(())
 }
 
-/// Moves the heads of several groups and appends what comes behind them, under their locks: prepared, so that the COMMIT can follow in the same round trip.
+/// Moves the heads of several groups and appends what comes behind them: prepared, so that the COMMIT can follow in the same round trip.
 #[derive(Debug)]
 pub struct AppendMany(Statement);
 
 impl AppendMany {
-    /// Gets the statement ready. It fails unless every head moves from where it was read.
+    /// Gets the statement ready. It fails unless every head is, once it is locked, as it was read.
     pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
-        // A division by zero ends the transaction, COMMIT or not: an entry without its head, or a head without its entries, must never be.
+        // A division by zero ends the transaction, COMMIT or not: an entry without its head, or a head without its entries, must never be. With seq and
+        // chain the same entries were taken; what else a head holds changes with an entry, but for what is settled and for the end of the group.
         let sql = "/* log::append_many */ WITH moved AS (\
                    UPDATE group_heads h SET head_seq = n.head_seq, settled_seq = n.settled_seq, chain = n.chain, \
                    last_at = 'epoch'::timestamptz + n.last_at * interval '1 microsecond', \
@@ -117,15 +118,17 @@ impl AppendMany {
                    committer_device = CASE WHEN n.settles THEN NULL ELSE h.committer_device END, \
                    committer_user = CASE WHEN n.settles THEN NULL ELSE h.committer_user END, \
                    confirm_by = CASE WHEN n.settles THEN 0 ELSE h.confirm_by END \
-                   FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::float8[], $7::boolean[]) \
-                   AS n(group_id, before, head_seq, settled_seq, chain, last_at, settles) \
-                   WHERE h.group_id = n.group_id AND h.head_seq = n.before RETURNING 1) \
+                   FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::float8[], $9::boolean[]) \
+                   AS n(group_id, before_seq, before_chain, before_settled, head_seq, settled_seq, chain, last_at, settles) \
+                   WHERE h.group_id = n.group_id \
+                   AND h.head_seq = n.before_seq AND h.chain = n.before_chain AND h.settled_seq = n.before_settled AND h.state = 1 RETURNING 1) \
                    INSERT INTO log (group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
                    SELECT r.group_id, r.seq, r.epoch, r.epoch_seq, r.kind, r.message_id, 'epoch'::timestamptz + r.accepted_at * interval '1 microsecond', \
                    r.content_hash, r.chain, r.payload \
-                   FROM unnest($8::bytea[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[], $13::uuid[], $14::float8[], $15::bytea[], $16::bytea[], $17::bytea[]) \
+                   FROM unnest($10::bytea[], $11::bigint[], $12::bigint[], $13::bigint[], $14::smallint[], $15::uuid[], $16::float8[], $17::bytea[], $18::bytea[], \
+                   $19::bytea[]) \
                    AS r(group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
-                   WHERE (SELECT 1 / (count(*) = $18)::int FROM moved) = 1";
+                   WHERE (SELECT 1 / (count(*) = $20)::int FROM moved) = 1";
         Ok(Self(client.prepare_cached(sql).await?))
     }
 
@@ -137,7 +140,9 @@ impl AppendMany {
         rows: &[EntryRow<'_>],
     ) -> Result<u64, Error> {
         let groups: Vec<&[u8]> = moves.iter().map(|m| m.group).collect();
-        let befores: Vec<i64> = moves.iter().map(|m| signed(m.before.seq)).collect();
+        let before_seqs: Vec<i64> = moves.iter().map(|m| signed(m.before.seq)).collect();
+        let before_chains: Vec<&[u8]> = moves.iter().map(|m| m.before.chain.as_slice()).collect();
+        let before_settled: Vec<i64> = moves.iter().map(|m| signed(m.before.settled_seq)).collect();
         let heads: Vec<i64> = moves.iter().map(|m| signed(m.after.seq)).collect();
         let settled: Vec<i64> = moves.iter().map(|m| signed(m.after.settled_seq)).collect();
         let last_chains: Vec<&[u8]> = moves.iter().map(|m| m.after.chain.as_slice()).collect();
@@ -158,7 +163,9 @@ impl AppendMany {
                 &self.0,
                 &[
                     &groups,
-                    &befores,
+                    &before_seqs,
+                    &before_chains,
+                    &before_settled,
                     &heads,
                     &settled,
                     &last_chains,

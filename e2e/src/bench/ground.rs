@@ -294,6 +294,13 @@ impl Ground {
             .await?;
         client
             .execute(
+                "/* bench::known_devices */ INSERT INTO devices (domain_id, device_id, user_id) \
+                 SELECT $1::smallint, m.device, m.person FROM unnest($2::uuid[], $3::uuid[]) AS m(device, person) ON CONFLICT DO NOTHING",
+                &[&self.domain, &devices, &users],
+            )
+            .await?;
+        client
+            .execute(
                 &format!(
                     "/* bench::members */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq) \
                      SELECT {ids}, $2::smallint, m.device, m.person, 0 FROM generate_series(0, $3::int) i, unnest($4::uuid[], $5::uuid[]) AS m(device, person)"

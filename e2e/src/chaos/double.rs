@@ -29,6 +29,8 @@ pub enum Broken {
     ForgetsIdempotency,
     /// The head is read and written without its lock.
     SkipsTheRowLock,
+    /// What is remembered of a head is believed: it is written without a look whether it is still so.
+    TrustsItsMemory,
     /// The head is locked and the rest is read in one statement: what was written while the lock was awaited is not seen.
     LocksAndReadsAtOnce,
     /// An answer is given before COMMIT.
@@ -68,6 +70,11 @@ impl Broken {
                 "l.message_id = q.message_id AND false",
             ),
         ];
+        const TRUSTS: Rule = rule(
+            "log::append_many",
+            "AND h.head_seq = n.before_seq AND h.chain = n.before_chain AND h.settled_seq = n.before_settled",
+            "",
+        );
         const SKIPS_LOCK: &[Rule] = &[
             rule("groups::lock", " FOR NO KEY UPDATE", ""),
             rule(
@@ -76,7 +83,7 @@ impl Broken {
                 "AND $2::bigint IS NOT NULL",
             ),
             rule("groups::lock_many", " FOR NO KEY UPDATE) h", ") h"),
-            rule("log::append_many", "AND h.head_seq = n.before", ""),
+            TRUSTS,
         ];
         // The subquery sees what the statement's snapshot saw, which is older than the lock.
         const AT_ONCE: &[Rule] = &[
@@ -128,6 +135,7 @@ impl Broken {
         match self {
             Self::ForgetsIdempotency => FORGETS,
             Self::SkipsTheRowLock => SKIPS_LOCK,
+            Self::TrustsItsMemory => &[TRUSTS],
             Self::LocksAndReadsAtOnce => AT_ONCE,
             Self::AcknowledgesEarly => &[],
             Self::SkipsARow => SKIPS_ROW,
@@ -142,9 +150,27 @@ impl Broken {
             // Two repeats of one request, one of them slow: both under way at once.
             Self::LocksAndReadsAtOnce => &[(Kind::DelayDatabase, 1), (Kind::LoseAnswers, 4)],
             Self::AcknowledgesEarly => &[(Kind::KillNode, 3), (Kind::KillBackend, 1)],
-            Self::SkipsTheRowLock | Self::SkipsARow | Self::SellsTwice => {
+            Self::SkipsTheRowLock
+            | Self::TrustsItsMemory
+            | Self::SkipsARow
+            | Self::SellsTwice => {
                 &[(Kind::KillClient, 1), (Kind::CutAnswers, 1)]
             }
+        }
+    }
+
+    /// Options of a node. Where nothing is looked up first, the unique index is the only line of defence against repeats, and without it every server is
+    /// broken: a server that looks them up and does it wrongly has to look.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::ForgetsIdempotency | Self::LocksAndReadsAtOnce => {
+                &["--append-remembered-items", "0"]
+            }
+            Self::SkipsTheRowLock
+            | Self::TrustsItsMemory
+            | Self::AcknowledgesEarly
+            | Self::SkipsARow
+            | Self::SellsTwice => &[],
         }
     }
 
@@ -154,7 +180,7 @@ impl Broken {
             Self::ForgetsIdempotency | Self::LocksAndReadsAtOnce => {
                 "DROP INDEX log_message_id; CREATE INDEX log_message_id ON log (group_id, message_id)"
             }
-            Self::SkipsTheRowLock => {
+            Self::SkipsTheRowLock | Self::TrustsItsMemory => {
                 "ALTER TABLE log DROP CONSTRAINT log_pkey; CREATE INDEX log_place ON log (group_id, seq); \
                  DROP INDEX epochs_one_commit; ALTER TABLE epochs DROP CONSTRAINT epochs_pkey; \
                  CREATE INDEX epochs_place ON epochs (group_id, epoch_seq); DROP INDEX members_now; \
@@ -194,6 +220,11 @@ impl Double {
     /// SQL that takes the second line of defence from the schema.
     pub fn disarm(&self) -> &'static str {
         self.broken.disarm()
+    }
+
+    /// Options of a node.
+    pub fn options(&self) -> &'static [&'static str] {
+        self.broken.options()
     }
 
     /// From now on it is broken.

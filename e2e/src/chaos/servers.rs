@@ -323,6 +323,7 @@ impl Servers {
             // Claims are made by the hundred here; it is not the limits that are tried.
             node.args(["--claims-per-target-hour-items", "1000000"]);
             node.args(["--heartbeat-seconds", "2"]);
+            node.args(double.map_or(&[][..], |double| double.options()));
             Ok(node)
         };
         Ok(Self {

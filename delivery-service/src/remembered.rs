@@ -1,0 +1,291 @@
+//! What a node remembers of the groups that it wrote to last: their heads, who sends there, and which devices may call. With it a batch is written without
+//! asking first (decision 0011).
+//!
+//! Nothing here is believed. The statement that writes compares each head with the one that was remembered, after it has the lock, and the next one
+//! compares how far the status feeds were applied; where either differs, nothing is written and the batch takes the way that locks and reads.
+//! So what is remembered may be old or gone, and costs time then, never truth.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+use uuid::Uuid;
+
+use crate::group::{DeviceKey, Head, Membership};
+
+/// Senders that are remembered of one group.
+const SENDERS: usize = 1_024;
+/// The longest row of good turns that is asked for.
+const DEEPEST: u8 = 63;
+
+/// How often something must turn out as remembered before it is relied on again: twice as often after each disappointment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Doubt(u8);
+
+impl Doubt {
+    fn deepen(&mut self) {
+        self.0 = self.0.saturating_mul(2).saturating_add(1).min(DEEPEST);
+    }
+
+    fn ease(&mut self) {
+        self.0 = self.0.saturating_sub(1);
+    }
+
+    fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    head: Head,
+    doubt: Doubt,
+    /// Somebody else has moved it on.
+    moved: bool,
+    /// Sorted. They hold for this head: a membership changes with an entry only.
+    senders: Vec<(DeviceKey, Membership)>,
+}
+
+impl Known {
+    fn items(&self) -> usize {
+        1 + self.senders.len()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.head.committer.is_none()
+    }
+
+    fn sender(&self, device: DeviceKey) -> Option<Membership> {
+        let place = self.senders.binary_search_by_key(&device, |(key, _)| *key);
+        Some(self.senders[place.ok()?].1)
+    }
+
+    fn put_sender(&mut self, device: DeviceKey, membership: Membership) {
+        match self.senders.binary_search_by_key(&device, |(key, _)| *key) {
+            Ok(place) => self.senders[place].1 = membership,
+            Err(place) if self.senders.len() < SENDERS => {
+                self.senders.reserve_exact(1);
+                self.senders.insert(place, (device, membership));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Memory {
+    groups: LruCache<Vec<u8>, Known>,
+    /// Groups and their senders.
+    items: usize,
+    most: usize,
+    /// How far the status feeds were applied when `callers` were looked up.
+    feeds: Option<Arc<str>>,
+    /// Devices that may call, with the user that they are known by.
+    callers: LruCache<(DeviceKey, Uuid), Doubt>,
+}
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Remembered(Arc<Mutex<Memory>>);
+
+impl Default for Remembered {
+    /// Remembers nothing.
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
+/// What was found of one group, and what was left there.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// The group.
+    pub group: &'a [u8],
+    /// Its head as it was read.
+    pub before: &'a Head,
+    /// And as it is after COMMIT; the same where nothing was written.
+    pub after: &'a Head,
+}
+
+/// A sender that was looked up, after the head of its group.
+#[derive(Debug)]
+pub struct Sender<'a> {
+    /// Where it sends to.
+    pub group: &'a [u8],
+    /// The device.
+    pub device: DeviceKey,
+    /// Its user by the token, which is the one that is known.
+    pub user: Uuid,
+    /// In the group.
+    pub membership: Membership,
+    /// It sent what it had sent before: only a look tells.
+    pub repeats: bool,
+}
+
+impl Remembered {
+    /// Room for so many groups and senders of theirs, and for as many callers; 0 remembers nothing.
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Mutex::new(Memory {
+            groups: LruCache::unbounded(),
+            items: 0,
+            most,
+            feeds: None,
+            callers: LruCache::unbounded(),
+        })))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For several questions that must be answered as of one moment.
+    pub fn open(&self) -> Open<'_> {
+        Open(self.held())
+    }
+
+    /// A group moved on: what is remembered of an earlier head is of no use.
+    pub fn moved(&self, group: &[u8], head_seq: u64) {
+        if let Some(known) = self.held().groups.peek_mut(group)
+            && known.head.seq < head_seq
+        {
+            known.moved = true;
+        }
+    }
+
+    /// Groups were written to as was foreseen.
+    pub fn wrote<'a>(&self, written: impl Iterator<Item = Found<'a>>) {
+        let mut memory = self.held();
+        for found in written {
+            if let Some(known) = memory.groups.get_mut(found.group)
+                && known.head == *found.before
+            {
+                known.head = found.after.clone();
+            }
+        }
+    }
+
+    /// Something was not as foreseen in one of these groups.
+    pub fn disappointed<'a>(&self, groups: impl Iterator<Item = &'a [u8]>) {
+        let mut memory = self.held();
+        for group in groups {
+            if let Some(known) = memory.groups.peek_mut(group) {
+                known.doubt.deepen();
+            }
+        }
+    }
+
+    /// Remembers what was read, and what was left. `feeds` says how far the status feeds were applied.
+    pub fn learn<'a>(
+        &self,
+        feeds: &Arc<str>,
+        found: impl Iterator<Item = Found<'a>>,
+        senders: impl Iterator<Item = Sender<'a>>,
+    ) {
+        let mut memory = self.held();
+        if memory.most == 0 {
+            return;
+        }
+        for found in found {
+            memory.put_head(&found);
+        }
+        if memory.feeds.as_ref() != Some(feeds) {
+            memory.callers.clear();
+            memory.feeds = Some(feeds.clone());
+        }
+        for sender in senders {
+            memory.put_sender(&sender);
+        }
+        memory.forget_the_oldest();
+    }
+}
+
+impl Memory {
+    fn put_head(&mut self, found: &Found<'_>) {
+        let Some(known) = self.groups.get_mut(found.group) else {
+            let known = Known {
+                head: found.after.clone(),
+                doubt: Doubt::default(),
+                moved: false,
+                senders: Vec::new(),
+            };
+            self.items += known.items();
+            self.groups.put(found.group.to_vec(), known);
+            return;
+        };
+        if (known.head.seq, known.head.chain) == (found.before.seq, found.before.chain) {
+            known.doubt.ease();
+        } else {
+            // That it moved on is no disappointment where it was told.
+            if !known.moved {
+                known.doubt.deepen();
+            }
+            self.items -= known.senders.len();
+            known.senders = Vec::new();
+        }
+        known.moved = false;
+        known.head = found.after.clone();
+    }
+
+    fn put_sender(&mut self, sender: &Sender<'_>) {
+        if let Some(known) = self.groups.peek_mut(sender.group) {
+            let before = known.items();
+            known.put_sender(sender.device, sender.membership);
+            self.items += known.items() - before;
+        }
+        let key = (sender.device, sender.user);
+        let doubt = self.callers.get_or_insert_mut(key, Doubt::default);
+        if sender.repeats {
+            doubt.deepen();
+        } else {
+            doubt.ease();
+        }
+    }
+
+    fn forget_the_oldest(&mut self) {
+        while self.items > self.most
+            && let Some((_, known)) = self.groups.pop_lru()
+        {
+            self.items -= known.items();
+        }
+        while self.callers.len() > self.most {
+            self.callers.pop_lru();
+        }
+    }
+}
+
+/// What is remembered at one moment.
+#[derive(Debug)]
+pub struct Open<'m>(MutexGuard<'m, Memory>);
+
+impl Open<'_> {
+    /// How far the status feeds were applied when the callers were looked up; none if none was.
+    pub fn feeds(&self) -> Option<Arc<str>> {
+        self.0.feeds.clone()
+    }
+
+    /// The head of a group that can be relied on. An epoch that is not settled yet can be without any entry: its groups are left to whoever looks.
+    pub fn head(&self, group: &[u8]) -> Option<Head> {
+        let known = self.0.groups.peek(group)?;
+        let reliable = known.doubt.is_none() && !known.moved && known.is_settled();
+        reliable.then(|| known.head.clone())
+    }
+
+    /// Whether a look at the group and its sender may tell what is missing: not where looks have disappointed before.
+    pub fn lacks(&self, group: &[u8], device: DeviceKey, user: Uuid) -> bool {
+        let memory = &self.0;
+        let caller = memory.callers.peek(&(device, user));
+        let known = memory.groups.peek(group);
+        let doubted = caller.is_some_and(|doubt| !doubt.is_none())
+            || known.is_some_and(|known| !known.doubt.is_none() || !known.is_settled());
+        let complete = caller.is_some()
+            && known.is_some_and(|known| !known.moved && known.sender(device).is_some());
+        memory.most > 0 && !doubted && !complete
+    }
+
+    /// The membership of a device that may call, in a group whose head can be relied on.
+    pub fn sender(&mut self, group: &[u8], device: DeviceKey, user: Uuid) -> Option<Membership> {
+        let doubt = self.0.callers.get(&(device, user))?;
+        if !doubt.is_none() {
+            return None;
+        }
+        self.0.groups.get(group)?.sender(device)
+    }
+}
