@@ -350,9 +350,9 @@ impl Writer {
         let (shared, basis, lock_millis) = (messages.clone(), foresight.clone(), self.lock_millis);
         let written = self.db.run_pipeline("append_foreseen", move |tx| {
             let (messages, foresight) = (shared.clone(), basis.clone());
-            Box::pin(async move {
-                write::append_foreseen(tx, &messages, &foresight, lock_millis).await
-            })
+            Box::pin(
+                async move { write::append_foreseen(tx, &messages, &foresight, lock_millis).await },
+            )
         });
         match written.await.map_err(flatten) {
             Ok(written) => {

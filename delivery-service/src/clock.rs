@@ -32,9 +32,8 @@ impl Clock {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let (micros, at) = seen?;
         let since = at.elapsed();
-        (since < FRESH).then(|| {
-            micros.saturating_add(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
-        })
+        (since < FRESH)
+            .then(|| micros.saturating_add(i64::try_from(since.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// The time in Unix microseconds; asks the database where its last answer is old.

@@ -22,9 +22,7 @@ pub use bell::{Bell, Woken};
 pub use room::Room;
 pub use tail::{Next, Piece, Position};
 
-use crate::{
-    group::DeviceKey, remembered::Remembered, store::roster::DevicePulse, wake::Waker,
-};
+use crate::{group::DeviceKey, remembered::Remembered, store::roster::DevicePulse, wake::Waker};
 
 /// A group's id, shared by all who follow it.
 pub type GroupId = Arc<[u8]>;

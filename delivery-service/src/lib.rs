@@ -132,10 +132,7 @@ pub async fn serve(
     };
     let most = usize::try_from(config.batch.append_remembered_items)?;
     let remembered = remembered::Remembered::new(most);
-    let (hub, clock) = (
-        hub::Hub::new(remembered.clone()),
-        clock::Clock::default(),
-    );
+    let (hub, clock) = (hub::Hub::new(remembered.clone()), clock::Clock::default());
     let node = node::Node {
         gate: caller::Gate {
             issuers: issuers.clone(),

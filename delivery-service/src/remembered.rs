@@ -289,3 +289,125 @@ impl Open<'_> {
         self.0.groups.get(group)?.sender(device)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::ExternalJoin;
+
+    fn head(seq: u64) -> Head {
+        Head {
+            seq,
+            ..Head::created(0, 1, ExternalJoin::Resync)
+        }
+    }
+
+    fn learn(memory: &Remembered, group: &[u8], before: u64, after: u64) {
+        let (before, after) = (head(before), head(after));
+        let found = Found {
+            group,
+            before: &before,
+            after: &after,
+        };
+        let membership = Membership {
+            user: Uuid::nil(),
+            joined_seq: 0,
+            barred_seq: None,
+        };
+        let sender = Sender {
+            group,
+            device: device(),
+            user: Uuid::nil(),
+            membership,
+            repeats: false,
+        };
+        memory.learn(&"".into(), [found].into_iter(), [sender].into_iter());
+    }
+
+    fn device() -> DeviceKey {
+        DeviceKey {
+            domain: 1,
+            device: Uuid::nil(),
+        }
+    }
+
+    fn relied_on(memory: &Remembered, group: &[u8]) -> bool {
+        memory.open().head(group).is_some()
+    }
+
+    #[test]
+    fn a_group_that_others_write_to_is_relied_on_more_and_more_seldom() {
+        let memory = Remembered::new(10);
+        learn(&memory, b"g", 0, 1);
+        assert!(relied_on(&memory, b"g"));
+        let mut seq = 1;
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            // Somebody else was there, and nobody told.
+            learn(&memory, b"g", seq + 1, seq + 2);
+            seq += 2;
+            let mut turns = 0;
+            while !relied_on(&memory, b"g") {
+                learn(&memory, b"g", seq, seq + 1);
+                (seq, turns) = (seq + 1, turns + 1);
+            }
+            waits.push(turns);
+            memory.disappointed([b"g".as_slice()].into_iter());
+        }
+        assert_eq!(waits, [1, 3, 3, 3], "eased again in between");
+        for _ in 0..20 {
+            memory.disappointed([b"g".as_slice()].into_iter());
+        }
+        for n in 0..u64::from(DEEPEST) {
+            assert!(!relied_on(&memory, b"g"), "{n}");
+            learn(&memory, b"g", seq, seq + 1);
+            seq += 1;
+        }
+        assert!(relied_on(&memory, b"g"));
+    }
+
+    #[test]
+    fn that_a_group_moved_is_no_disappointment_where_it_was_told() {
+        let memory = Remembered::new(10);
+        learn(&memory, b"g", 0, 1);
+        memory.moved(b"g", 1);
+        assert!(relied_on(&memory, b"g"), "it is known so far");
+        memory.moved(b"g", 2);
+        assert!(!relied_on(&memory, b"g"));
+        assert!(memory.open().lacks(b"g", device(), Uuid::nil()));
+        learn(&memory, b"g", 2, 2);
+        assert!(relied_on(&memory, b"g"));
+        assert!(!memory.open().lacks(b"g", device(), Uuid::nil()));
+    }
+
+    #[test]
+    fn the_groups_used_last_are_kept() {
+        let memory = Remembered::new(4);
+        for group in [b"a", b"b", b"a", b"c"] {
+            memory.open().sender(group, device(), Uuid::nil());
+            learn(&memory, group, 0, 0);
+        }
+        assert_eq!(
+            [b"a", b"b", b"c"].map(|group| relied_on(&memory, group)),
+            [true, false, true]
+        );
+        let nothing = Remembered::new(0);
+        learn(&nothing, b"a", 0, 0);
+        assert!(!relied_on(&nothing, b"a"));
+        assert!(!nothing.open().lacks(b"a", device(), Uuid::nil()));
+    }
+
+    #[test]
+    fn what_was_said_of_devices_makes_every_caller_unknown() {
+        let memory = Remembered::new(10);
+        learn(&memory, b"g", 0, 0);
+        let known = |memory: &Remembered| {
+            let mut open = memory.open();
+            open.sender(b"g", device(), Uuid::nil()).is_some()
+        };
+        assert!(known(&memory));
+        memory.learn(&"1:ff:7".into(), [].into_iter(), [].into_iter());
+        assert!(!known(&memory));
+        assert!(memory.open().lacks(b"g", device(), Uuid::nil()));
+    }
+}

@@ -71,8 +71,8 @@ impl Written {
             return;
         };
         let told = messages.iter().zip(senders).zip(&self.outcomes);
-        let senders =
-            told.filter_map(|((message, sender), outcome)| sender.known(message, outcome.is_repeat()));
+        let senders = told
+            .filter_map(|((message, sender), outcome)| sender.known(message, outcome.is_repeat()));
         memory.learn(feeds, self.found(), senders);
     }
 }
@@ -140,11 +140,8 @@ pub(super) async fn append_foreseen(
         outcomes.push(Outcome::Answer(Ok(answer.map_err(TxError::Rejected)?)));
     }
     let client = tx.client();
-    let (append, nothing_said) = try_join(
-        AppendMany::prepare(client),
-        NothingSaid::prepare(client),
-    )
-    .await?;
+    let (append, nothing_said) =
+        try_join(AppendMany::prepare(client), NothingSaid::prepare(client)).await?;
     let ((), (), now, ()) = try_join4(
         tx.begin(Some(lock_millis)).err_into(),
         batch.append(client, &append),
@@ -206,7 +203,9 @@ impl Read {
         .await?;
         let heads = heads.into_iter();
         Ok(Self {
-            heads: heads.map(|(group, head)| (group, Place::new(head))).collect(),
+            heads: heads
+                .map(|(group, head)| (group, Place::new(head)))
+                .collect(),
             feeds,
             senders: asked.senders(&memberships, standings),
             priors: priors.into_iter().collect(),

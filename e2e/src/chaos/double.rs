@@ -150,10 +150,7 @@ impl Broken {
             // Two repeats of one request, one of them slow: both under way at once.
             Self::LocksAndReadsAtOnce => &[(Kind::DelayDatabase, 1), (Kind::LoseAnswers, 4)],
             Self::AcknowledgesEarly => &[(Kind::KillNode, 3), (Kind::KillBackend, 1)],
-            Self::SkipsTheRowLock
-            | Self::TrustsItsMemory
-            | Self::SkipsARow
-            | Self::SellsTwice => {
+            Self::SkipsTheRowLock | Self::TrustsItsMemory | Self::SkipsARow | Self::SellsTwice => {
                 &[(Kind::KillClient, 1), (Kind::CutAnswers, 1)]
             }
         }
