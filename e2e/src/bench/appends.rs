@@ -20,6 +20,8 @@ const WINDOW: usize = 128;
 const NATS_UNDER_WAY: usize = 64;
 /// Connections of the baselines with one transaction for each message.
 const CONNECTIONS: [u32; 3] = [16, 32, 64];
+/// Turns of the narrow figure and its baseline.
+const TURNS: u32 = 3;
 /// Rounds in which sizes of groups take turns: a machine is not equally fast all the time.
 const ROUNDS: usize = 6;
 
@@ -107,12 +109,23 @@ async fn crowd(
     options: &Options,
     table: &mut Table<'_>,
 ) -> anyhow::Result<f64> {
-    ground.fresh().await?;
-    let batches = bare::batches(ground, groups, options.measured).await?;
-    ground.fresh().await?;
-    let before = ground.cpu()?;
-    let rate = load::appends(ground, &load(groups, options)).await?;
-    let after = ground.cpu()?;
+    // In turns: a machine is not equally fast all the time.
+    let (mut batches, mut rate) = (0.0, 0.0);
+    let mut cpu = [Duration::ZERO; 2];
+    let measured = options.measured / TURNS;
+    for _ in 0..TURNS {
+        ground.fresh().await?;
+        batches += bare::batches(ground, groups, measured).await? / f64::from(TURNS);
+        ground.fresh().await?;
+        let before = ground.cpu()?;
+        let mut load = load(groups, options);
+        load.measured = measured;
+        rate += load::appends(ground, &load).await? / f64::from(TURNS);
+        let after = ground.cpu()?;
+        for (sum, (after, before)) in cpu.iter_mut().zip(after.into_iter().zip(before)) {
+            *sum += after - before;
+        }
+    }
     table.aim(
         "appends/s, 1,000 groups, by bare batches of 100",
         rate,
@@ -121,10 +134,9 @@ async fn crowd(
         Target::AtLeast(0.7),
     );
     // The clock of the CPU runs a little longer than that of the rate.
-    let messages = rate * (options.measured + Duration::from_secs(1)).as_secs_f64();
-    for (name, used) in ["node", "PostgreSQL"].into_iter().zip(0..) {
-        let cpu: Duration = after[used] - before[used];
-        let micros = cpu.as_secs_f64() * 1e6 / messages;
+    let messages = rate * (options.measured + load::WARM * TURNS).as_secs_f64();
+    for (name, used) in ["node", "PostgreSQL"].into_iter().zip(cpu) {
+        let micros = used.as_secs_f64() * 1e6 / messages;
         table.report(&format!("CPU of {name} for each message"), micros, "us");
     }
     let mut best: f64 = 0.0;

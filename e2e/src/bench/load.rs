@@ -30,7 +30,7 @@ pub const MESSAGE_BYTES: usize = 1_024;
 /// Application message, RFC 9420 section 6.
 const APPLICATION: u8 = 1;
 /// Before the clock starts.
-const WARM: Duration = Duration::from_secs(1);
+pub const WARM: Duration = Duration::from_secs(1);
 
 /// What comes at a node.
 #[derive(Debug, Clone)]

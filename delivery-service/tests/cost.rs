@@ -1,0 +1,173 @@
+//! What PostgreSQL does for a message, counted: a regression shows as a ratio of counts, which no machine and no neighbour changes.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use chancery_proto::delivery::v1::{
+    Frame, SubscribeRequest, frame::Frame as Kind, send_messages_response::Answer,
+};
+use support::{Group, World, forge::Device, owner};
+use tonic::Streaming;
+use uuid::Uuid;
+
+/// Messages of one measurement.
+const MESSAGES: usize = 400;
+/// Jobs that look by the clock are not what is counted.
+const QUIET: &[&str] = &["--head-poll-millis", "600000", "--append-lanes-items", "1"];
+
+/// What PostgreSQL counts for a database.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    commits: i64,
+    /// Pages that were looked at.
+    pages: i64,
+    /// Rows that were found by an index or read one after the other.
+    rows: i64,
+}
+
+impl std::ops::Sub for Counts {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self {
+            commits: self.commits - other.commits,
+            pages: self.pages - other.pages,
+            rows: self.rows - other.rows,
+        }
+    }
+}
+
+/// What was done so far, once nobody is at it: sessions report what they did when they end.
+async fn counts(world: &World) -> Counts {
+    let client = owner(world).await;
+    let name = world.db.name();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+    while !client.query(end, &[&name]).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let sql = "SELECT xact_commit, blks_hit + blks_read, tup_returned + tup_fetched FROM pg_stat_database WHERE datname = $1";
+    let row = client.query_one(sql, &[&name]).await.unwrap();
+    Counts {
+        commits: row.get(0),
+        pages: row.get(1),
+        rows: row.get(2),
+    }
+}
+
+/// A group of these, and a world without a node.
+async fn ground(devices: usize) -> (World, Vec<Device>, Group) {
+    let mut world = World::start(1, QUIET).await;
+    let devices: Vec<Device> = (0..devices).map(|_| world.device(Uuid::new_v4())).collect();
+    let all: Vec<&Device> = devices.iter().collect();
+    let mut group = Group::create(&world, all[0]).await;
+    group.add(&world, all[0], &all, &all[1..]).await;
+    // Settled: what follows is all of one kind.
+    let message = group.message(Uuid::new_v4(), 1);
+    let sent = support::send(&world, all[1], message).await.unwrap();
+    group.sent(&sent);
+    world.nodes.clear();
+    (world, devices, group)
+}
+
+/// What it takes one node to append so many messages that come at the same time.
+async fn crowd(world: &World, by: &Device, group: &Group, messages: usize) -> Counts {
+    let before = counts(world).await;
+    let mut node = world.node(QUIET).await;
+    let requests: Vec<_> = (0..messages)
+        .map(|_| group.message(Uuid::new_v4(), 1))
+        .collect();
+    let stream = world.by(by, tokio_stream::iter(requests));
+    let mut answers = node
+        .client
+        .send_messages(stream)
+        .await
+        .unwrap()
+        .into_inner();
+    let mut accepted = 0;
+    while let Some(answer) = answers.message().await.unwrap() {
+        accepted += usize::from(matches!(answer.answer, Some(Answer::Accepted(_))));
+    }
+    assert_eq!(accepted, messages);
+    drop(node);
+    counts(world).await - before
+}
+
+#[tokio::test]
+async fn a_message_costs_in_a_group_of_thousands_what_it_costs_in_a_group_of_two() {
+    let (world, devices, group) = ground(2).await;
+    let small = crowd(&world, &devices[1], &group, MESSAGES).await;
+    let client = owner(&world).await;
+    let fill = "INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq) \
+                SELECT $1, 1::smallint, gen_random_uuid(), gen_random_uuid(), 0 FROM generate_series(1, 5000)";
+    client.execute(fill, &[&group.id]).await.unwrap();
+    drop(client);
+    let large = crowd(&world, &devices[1], &group, MESSAGES).await;
+    assert!(large.rows * 4 <= small.rows * 5, "{small:?} {large:?}");
+    assert!(large.pages * 4 <= small.pages * 5, "{small:?} {large:?}");
+}
+
+#[tokio::test]
+async fn messages_that_come_together_share_transactions_and_are_not_looked_up() {
+    let (world, devices, group) = ground(2).await;
+    let nothing = crowd(&world, &devices[1], &group, 1).await;
+    let many = crowd(&world, &devices[1], &group, MESSAGES).await - nothing;
+    let messages = i64::try_from(MESSAGES).unwrap();
+    assert!(many.commits * 4 <= messages, "{many:?}");
+    // The head, the entry's places in both unique indexes, and what they are compared with; members and devices are remembered.
+    assert!(many.rows <= 8 * messages, "{many:?}");
+}
+
+/// What it takes one node to deliver so many messages, one after the other, to streams of all these.
+async fn delivery(world: &World, to: &[Device], group: &Group, messages: usize) -> Counts {
+    let before = counts(world).await;
+    let mut node = world.node(QUIET).await;
+    let mut streams = Vec::new();
+    for device in to {
+        let request = SubscribeRequest {
+            all_groups: true,
+            ..SubscribeRequest::default()
+        };
+        let stream = node.client.subscribe(world.by(device, request)).await;
+        streams.push(stream.unwrap().into_inner());
+    }
+    for stream in &mut streams {
+        while !matches!(next(stream).await, Kind::CaughtUp(_)) {}
+    }
+    for _ in 0..messages {
+        let message = world.by(&to[1], group.message(Uuid::new_v4(), 1));
+        let sent = node.client.send_message(message).await.unwrap();
+        for stream in &mut streams {
+            loop {
+                if let Kind::Entries(entries) = next(stream).await {
+                    assert_eq!(entries.entries[0].seq, sent.get_ref().seq);
+                    break;
+                }
+            }
+        }
+    }
+    drop((streams, node));
+    counts(world).await - before
+}
+
+async fn next(stream: &mut Streaming<Frame>) -> Kind {
+    stream.message().await.unwrap().unwrap().frame.unwrap()
+}
+
+#[tokio::test]
+async fn a_message_is_read_once_for_all_who_follow() {
+    const SENT: usize = 40;
+    let (world, devices, group) = ground(40).await;
+    let mut each = Vec::new();
+    for followers in [&devices[..2], &devices] {
+        let nothing = delivery(&world, followers, &group, 0).await;
+        each.push(delivery(&world, followers, &group, SENT).await - nothing);
+    }
+    let [few, many] = each[..] else {
+        unreachable!()
+    };
+    // So many deliveries more: none may have cost a transaction or a row of its own.
+    let more = i64::try_from((devices.len() - 2) * SENT).unwrap();
+    assert!(many.commits < few.commits + more / 4, "{few:?} {many:?}");
+    assert!(many.rows < few.rows + more / 2, "{few:?} {many:?}");
+    let sent = i64::try_from(SENT).unwrap();
+    assert!(many.commits <= 8 * sent, "{many:?}");
+}
