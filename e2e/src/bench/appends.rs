@@ -70,6 +70,10 @@ pub async fn measure(
         two_nodes(ground, some, options, table).await?;
         ground.nodes.truncate(1);
     }
+    if wanted("steady") {
+        steady(ground, some, options, table).await?;
+        ground.nodes.truncate(1);
+    }
     Ok(())
 }
 
@@ -294,6 +298,35 @@ async fn two_nodes(
         rate,
         "1/s",
         one_node,
+    );
+    Ok(())
+}
+
+/// Each group gets one message a second, over two nodes that wake each other: whoever did that inside of the transaction would hold up all others.
+async fn steady(
+    ground: &mut Ground,
+    groups: Groups,
+    options: &Options,
+    table: &mut Table<'_>,
+) -> anyhow::Result<()> {
+    ground.add_node().await?;
+    ground.fresh().await?;
+    let seconds = u32::try_from(options.measured.as_secs() * 3)?;
+    let every = Duration::from_secs(1) / groups.count;
+    let times = load::paced(ground, groups, 2, every, groups.count * seconds).await?;
+    let p99 = |times: &[f64]| {
+        let mut sorted = times.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        rank(&sorted, 99)
+    };
+    // What comes first finds nodes that know nothing yet.
+    let third = times.len() / 3;
+    table.aim(
+        "1,000 groups with a message a second each, p99, the last third by the second",
+        p99(&times[2 * third..]),
+        "us",
+        p99(&times[third..2 * third]),
+        Target::AtMost(1.5),
     );
     Ok(())
 }

@@ -220,6 +220,42 @@ pub async fn one_by_one(ground: &Ground, groups: Groups, calls: usize) -> anyhow
     .await
 }
 
+/// How long each unary `SendMessage` took, in microseconds, in the order in which they were begun: one every `every` to one group after the other, over
+/// `nodes` nodes, whether the one before has been answered or not.
+///
+/// # Errors
+/// A message is refused.
+pub async fn paced(
+    ground: &Ground,
+    groups: Groups,
+    nodes: usize,
+    every: Duration,
+    calls: u32,
+) -> anyhow::Result<Vec<f64>> {
+    let mut clients = Vec::new();
+    for node in 0..nodes {
+        clients.push(ground.client(node).await?);
+    }
+    let person = ground.people.first().context("nobody")?;
+    let mut ticker = tokio::time::interval(every);
+    let mut under_way = Vec::new();
+    for (index, client) in (0..calls).zip(clients.iter().cycle()) {
+        ticker.tick().await;
+        let mut client = client.clone();
+        let request = by(person, request(groups.id(index % groups.count)))?;
+        under_way.push(tokio::spawn(async move {
+            let began = Instant::now();
+            client.send_message(request).await?;
+            anyhow::Ok(began.elapsed().as_secs_f64() * 1e6)
+        }));
+    }
+    let mut times = Vec::with_capacity(under_way.len());
+    for call in under_way {
+        times.push(call.await??);
+    }
+    Ok(times)
+}
+
 /// A value of a sorted list by its rank in a hundred.
 pub fn rank(sorted: &[f64], percent: usize) -> f64 {
     let last = sorted.len().saturating_sub(1);
