@@ -74,15 +74,7 @@ async fn ask_removal(node: &Node, group: &[u8]) -> Result<(), DbError> {
             .collect(),
         epoch_seq: 0,
     };
-    node.hub.request(
-        group,
-        *device,
-        &Requested {
-            group: Some(read::group_ref(node, group)),
-            deadline_micros: until,
-            what: Some(What::Remove(item)),
-        },
-    );
+    ask(node, group, *device, until, What::Remove(item));
     Ok(())
 }
 
@@ -93,24 +85,32 @@ async fn ask_reports(node: &Node, group: &[u8], epoch_seq: u64) -> Result<(), Db
     let now = store::groups::now(&client).await?;
     drop(client);
     let committer = epoch.and_then(|epoch| epoch.committer);
-    let turn = i64::try_from(REPORT_TURN.as_micros()).unwrap_or(i64::MAX);
     for (device, _) in candidates
         .iter()
         .filter(|(_, user)| committer.is_none_or(|committer| committer.user != *user))
         .take(REPORTERS)
     {
-        node.hub.request(
-            group,
-            *device,
-            &Requested {
-                group: Some(read::group_ref(node, group)),
-                deadline_micros: now.saturating_add(turn),
-                what: Some(What::Report(RequestedItem {
-                    devices: Vec::new(),
-                    epoch_seq,
-                })),
-            },
-        );
+        let item = RequestedItem {
+            devices: Vec::new(),
+            epoch_seq,
+        };
+        let until = end_of_turn(now, REPORT_TURN);
+        ask(node, group, *device, until, What::Report(item));
     }
     Ok(())
+}
+
+/// When a turn that begins now (Unix microseconds) is over.
+pub(crate) fn end_of_turn(now: i64, turn: Duration) -> i64 {
+    now.saturating_add(i64::try_from(turn.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Asks a device that follows the group on this node for something, until a time in Unix microseconds.
+pub(crate) fn ask(node: &Node, group: &[u8], device: DeviceKey, until: i64, what: What) {
+    let request = Requested {
+        group: Some(read::group_ref(node, group)),
+        deadline_micros: until,
+        what: Some(what),
+    };
+    node.hub.request(group, device, &request);
 }

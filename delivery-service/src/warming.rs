@@ -12,10 +12,10 @@ use std::{
     time::Duration,
 };
 
-use chancery_proto::delivery::v1::{Requested, RequestedItem, requested::What};
+use chancery_proto::delivery::v1::{RequestedItem, requested::What};
 use service_kit::db::{DbError, Object};
 
-use crate::{group::DeviceKey, node::Node, read, store, store::groups::Pulse};
+use crate::{asking, group::DeviceKey, node::Node, store, store::groups::Pulse};
 
 /// How long a device has before another one is asked.
 const TURN: Duration = Duration::from_secs(10);
@@ -196,20 +196,12 @@ async fn ask(
         return Ok(false);
     };
     let now = store::groups::now(client).await?;
-    let turn = i64::try_from(TURN.as_micros()).unwrap_or(i64::MAX);
     let item = RequestedItem {
         devices: Vec::new(),
         epoch_seq,
     };
-    node.hub.request(
-        group,
-        device,
-        &Requested {
-            group: Some(read::group_ref(node, group)),
-            deadline_micros: now.saturating_add(turn),
-            what: Some(What::Update(item)),
-        },
-    );
+    let until = asking::end_of_turn(now, TURN);
+    asking::ask(node, group, device, until, What::Update(item));
     Ok(true)
 }
 

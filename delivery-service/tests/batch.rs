@@ -4,8 +4,7 @@
 mod support;
 
 use chancery_proto::{common::v1::Reason, delivery::v1::*};
-use support::{Group, World, forge, log, owner, send, waiting};
-use tokio_postgres::Transaction;
+use support::{Group, World, forge, hold, log, owner, send, waiting};
 use uuid::Uuid;
 
 /// One lane, so that everything that comes shares it.
@@ -32,14 +31,6 @@ async fn pipeline(
         });
     }
     all
-}
-
-/// Holds a group's head as a Commit under way does.
-async fn hold<'c>(client: &'c mut tokio_postgres::Client, group: &Group) -> Transaction<'c> {
-    let held = client.transaction().await.unwrap();
-    let sql = "SELECT 1 FROM group_heads WHERE group_id = $1 FOR NO KEY UPDATE";
-    held.execute(sql, &[&group.id]).await.unwrap();
-    held
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 mod support;
 
 use chancery_proto::{common::v1::Reason, delivery::v1::*};
-use support::{Group, World, forge, log, owner, reason, send, submit, waiting};
+use support::{Group, World, forge, hold, log, owner, reason, send, submit, waiting};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -116,9 +116,7 @@ async fn a_repeat_is_answered_as_the_first_time_and_keeps_nobody_from_the_log() 
 async fn a_device_that_is_revoked_while_what_is_remembered_is_written_is_refused() {
     let pair = Pair::new(1).await;
     let mut holder = owner(&pair.world).await;
-    let lock = holder.transaction().await.unwrap();
-    let sql = "SELECT 1 FROM group_heads WHERE group_id = $1 FOR NO KEY UPDATE";
-    lock.execute(sql, &[&pair.group.id]).await.unwrap();
+    let lock = hold(&mut holder, &pair.group).await;
     let revoke = async {
         waiting(&pair.world, 1).await;
         pair.world.revoke(&pair.bob).await;
@@ -133,9 +131,7 @@ async fn a_device_that_is_revoked_while_what_is_remembered_is_written_is_refused
 async fn who_was_removed_by_another_node_is_refused_by_one_that_remembers_a_member() {
     let pair = Pair::new(2).await;
     let mut holder = owner(&pair.world).await;
-    let lock = holder.transaction().await.unwrap();
-    let sql = "SELECT 1 FROM group_heads WHERE group_id = $1 FOR NO KEY UPDATE";
-    lock.execute(sql, &[&pair.group.id]).await.unwrap();
+    let lock = hold(&mut holder, &pair.group).await;
     let tree = forge::tree(&[&pair.alice], 1);
     let removal = pair
         .group

@@ -4,7 +4,16 @@
 //!   the extended key usage [`DEVICE_EKU`]. Every authority signs with Ed25519.
 //! - An intermediate counts only after it verified against the pinned root, within its validity.
 
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm,
+    TrustAnchor, UnixTime,
+};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
@@ -53,6 +62,60 @@ pub struct DeviceCertificate {
 pub struct Anchors {
     root: TrustAnchor<'static>,
     intermediates: Vec<CertificateDer<'static>>,
+    by_root: Arc<Mutex<BTreeSet<[u8; 32]>>>,
+}
+
+/// Good signatures of a root that are remembered: it signs a few intermediates.
+const BY_ROOT: usize = 64;
+
+/// Ed25519. The signature over an intermediate comes up again with every leaf below it, and is computed once: whoever joins ten thousand verifies as many.
+#[derive(Debug)]
+struct Ed25519<'a>(&'a Anchors);
+
+impl SignatureVerificationAlgorithm for Ed25519<'_> {
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        webpki::ring::ED25519.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        webpki::ring::ED25519.signature_alg_id()
+    }
+
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let verify = || webpki::ring::ED25519.verify_signature(public_key, message, signature);
+        let root_key = &self.0.root.subject_public_key_info;
+        // With these lengths, which all that is good has, no two signatures have the same digest.
+        let whole = public_key.len() == 32 && signature.len() == 64;
+        if !whole || !root_key.ends_with(public_key) {
+            return verify();
+        }
+        let digest: [u8; 32] = Sha256::new()
+            .chain_update(public_key)
+            .chain_update(signature)
+            .chain_update(message)
+            .finalize()
+            .into();
+        let remembered = || {
+            self.0
+                .by_root
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if remembered().contains(&digest) {
+            return Ok(());
+        }
+        verify()?;
+        let mut remembered = remembered();
+        if remembered.len() < BY_ROOT {
+            remembered.insert(digest);
+        }
+        Ok(())
+    }
 }
 
 fn time(now: i64) -> UnixTime {
@@ -88,6 +151,7 @@ impl Anchors {
         Ok(Self {
             root,
             intermediates,
+            by_root: Arc::default(),
         })
     }
 
@@ -137,7 +201,7 @@ impl Anchors {
         let invalid = |error: webpki::Error| CertificateError::Invalid(error.to_string());
         let leaf = EndEntityCert::try_from(&der).map_err(invalid)?;
         leaf.verify_for_usage(
-            &[webpki::ring::ED25519],
+            &[&Ed25519(self)],
             std::slice::from_ref(&self.root),
             intermediates,
             time(at),
@@ -259,4 +323,60 @@ pub fn user_uri(domain: &str, user: Uuid) -> String {
 /// `mimi://<domain>/d/<uuid>`.
 pub fn device_uri(domain: &str, device: Uuid) -> String {
     format!("mimi://{domain}/d/{device}")
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
+        IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    };
+
+    use super::*;
+
+    /// Within the validity that rcgen gives by itself, 1975 to 4096.
+    const AT: i64 = 1_800_000_000;
+
+    fn ca(name: &str, path: Option<u8>) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(path.map_or(
+            BasicConstraints::Unconstrained,
+            BasicConstraints::Constrained,
+        ));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.extended_key_usages = path.map(|_| status()).into_iter().collect();
+        params
+    }
+
+    fn status() -> ExtendedKeyUsagePurpose {
+        ExtendedKeyUsagePurpose::Other(STATUS_EKU.to_vec())
+    }
+
+    fn key() -> KeyPair {
+        KeyPair::generate_for(&PKCS_ED25519).unwrap()
+    }
+
+    #[test]
+    fn a_remembered_signature_of_the_root_vouches_for_nothing_else() {
+        let root = CertifiedIssuer::self_signed(ca("root", None), key()).unwrap();
+        let intermediate = CertifiedIssuer::signed_by(ca("below", Some(0)), key(), &root).unwrap();
+        let mut leaf = CertificateParams::default();
+        leaf.extended_key_usages = vec![status()];
+        let leaf = leaf.signed_by(&key(), &intermediate).unwrap();
+        let good = intermediate.der().to_vec();
+        let anchors = Anchors::pinned(root.der(), &[], AT).unwrap();
+        let verify =
+            |above: &[u8]| anchors.verify_status(&[leaf.der().to_vec(), above.to_vec()], AT);
+        for _ in 0..2 {
+            assert_eq!(verify(&good).map(drop), Ok(()));
+        }
+        assert_eq!(anchors.by_root.lock().unwrap().len(), 1, "it is remembered");
+        for place in 0..good.len() {
+            let mut forged = good.clone();
+            forged[place] ^= 1;
+            assert!(verify(&forged).is_err(), "{place}");
+        }
+        assert_eq!(anchors.by_root.lock().unwrap().len(), 1);
+    }
 }

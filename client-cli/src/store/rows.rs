@@ -21,7 +21,7 @@ use super::{
 /// A value that is packed into this many bytes, or fewer, is one row.
 const ONE_ROW_BYTES: usize = 2 << 10;
 /// Least, usual and most bytes of a piece, before it is packed.
-const PIECE_BYTES: (usize, usize, usize) = (256, 1 << 10, 8 << 10);
+const PIECE_BYTES: (usize, usize, usize) = (128, 512, 4 << 10);
 /// What is longer is not going to be one row, and is not packed to see.
 const PACKED_WHOLE_BYTES: usize = 1 << 20;
 /// Where a piece is sealed for.

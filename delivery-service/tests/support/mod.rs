@@ -436,6 +436,17 @@ pub async fn owner(world: &World) -> tokio_postgres::Client {
     client
 }
 
+/// Holds a group's head as a Commit under way does.
+pub async fn hold<'c>(
+    client: &'c mut tokio_postgres::Client,
+    group: &Group,
+) -> tokio_postgres::Transaction<'c> {
+    let held = client.transaction().await.unwrap();
+    let sql = "SELECT 1 FROM group_heads WHERE group_id = $1 FOR NO KEY UPDATE";
+    held.execute(sql, &[&group.id]).await.unwrap();
+    held
+}
+
 /// Until so many sessions of this database wait for a lock.
 pub async fn waiting(world: &World, sessions: i64) {
     let client = owner(world).await;

@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 
 use super::{
     Options, broadcast,
-    ground::{DOMAIN, Ground, Groups, Person, Running},
+    ground::{self, DOMAIN, Ground, Groups, Person, Running},
     http2::{Count, Opening, Sign, listen},
     load::{self, MESSAGE_BYTES, rank},
     nats,
@@ -42,7 +42,7 @@ pub struct Crowd {
 
 /// The plain server's process.
 struct Plain {
-    _process: Running,
+    process: Running,
     address: SocketAddr,
 }
 
@@ -57,7 +57,7 @@ impl Plain {
         BufReader::new(out).read_line(&mut line)?;
         let address = SocketAddr::from(([127, 0, 0, 1], line.trim().parse()?));
         Ok(Self {
-            _process: Running(child),
+            process: Running(child),
             address,
         })
     }
@@ -101,7 +101,7 @@ async fn spread(
         &format!("{what}, p50, by plain tonic"),
         median,
         "ms",
-        rank(&plain, 50) * 1e3,
+        rank(&plain.times, 50) * 1e3,
         Target::AtMost(1.0 / 1.5),
     );
     if let Some(program) = nats::program() {
@@ -112,10 +112,13 @@ async fn spread(
         table.compare(&format!("{what}, p50, by core NATS"), median, "ms", theirs);
     }
     let each = |total: f64| total / all as f64;
-    table.report(
-        &format!("CPU of the node for each delivery of these, {name}"),
-        each(ours.cpu_micros / options.rounds as f64),
+    let in_all = (options.rounds + warm_of(options.rounds)) as f64;
+    // Who listens shares the cores with the servers, and costs the same for both.
+    table.compare(
+        &format!("CPU of the node for each delivery of these, {name}, by plain tonic's"),
+        each(ours.cpu_micros / in_all),
         "us",
+        each(plain.cpu_micros / in_all),
     );
     table.report(
         &format!("memory of the node for each idle stream, {name}"),
@@ -130,6 +133,12 @@ struct Ours {
     times: Vec<f64>,
     cpu_micros: f64,
     memory_kib: f64,
+}
+
+/// What plain tonic did.
+struct Theirs {
+    times: Vec<f64>,
+    cpu_micros: f64,
 }
 
 async fn ours(ground: &Ground, crowd: Crowd, rounds: usize) -> anyhow::Result<Ours> {
@@ -192,7 +201,7 @@ pub fn opening(person: &Person, group: &[u8]) -> Opening {
     }
 }
 
-async fn plain(crowd: Crowd, rounds: usize) -> anyhow::Result<Vec<f64>> {
+async fn plain(crowd: Crowd, rounds: usize) -> anyhow::Result<Theirs> {
     let server = Plain::start()?;
     let count = Count::of(Sign::AtLeast(MESSAGE_BYTES));
     let all = crowd.connections * crowd.streams;
@@ -205,6 +214,8 @@ async fn plain(crowd: Crowd, rounds: usize) -> anyhow::Result<Vec<f64>> {
     let url = format!("http://{}", server.address);
     let channel = Channel::from_shared(url)?.connect().await?;
     let mut client = tonic::client::Grpc::new(channel);
+    let cpu = || ground::cpu_of(&server.process.0.id().to_string());
+    let before = cpu()?;
     let mut times = rounds_of(&count, all, rounds, listeners, async || {
         client.ready().await?;
         let request = SendMessageRequest {
@@ -219,8 +230,9 @@ async fn plain(crowd: Crowd, rounds: usize) -> anyhow::Result<Vec<f64>> {
         Ok(())
     })
     .await?;
+    let cpu_micros = (cpu()? - before).as_secs_f64() * 1e6;
     times.sort_by(f64::total_cmp);
-    Ok(times)
+    Ok(Theirs { times, cpu_micros })
 }
 
 /// Connections that are open as long as it.
@@ -252,6 +264,11 @@ pub async fn open(
     Ok(listeners)
 }
 
+/// Rounds that warm everything up.
+fn warm_of(rounds: usize) -> usize {
+    rounds / 5 + 1
+}
+
 /// For each round the seconds from sending until the last has it; the first ones warm everything up and do not count.
 async fn rounds_of(
     count: &Count,
@@ -260,7 +277,7 @@ async fn rounds_of(
     mut listeners: Listeners,
     mut send: impl AsyncFnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<f64>> {
-    let warm = rounds / 5 + 1;
+    let warm = warm_of(rounds);
     let mut times = Vec::with_capacity(rounds);
     for round in 1..=rounds + warm {
         let began = Instant::now();
