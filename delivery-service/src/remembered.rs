@@ -62,11 +62,14 @@ impl Known {
     fn put_sender(&mut self, device: DeviceKey, membership: Membership) {
         match self.senders.binary_search_by_key(&device, |(key, _)| *key) {
             Ok(place) => self.senders[place].1 = membership,
-            Err(place) if self.senders.len() < SENDERS => {
+            Err(_) if self.senders.len() >= SENDERS => {
+                // So many do not come again soon.
+                self.senders = vec![(device, membership)];
+            }
+            Err(place) => {
                 self.senders.reserve_exact(1);
                 self.senders.insert(place, (device, membership));
             }
-            Err(_) => {}
         }
     }
 }
@@ -228,7 +231,7 @@ impl Memory {
         if let Some(known) = self.groups.peek_mut(sender.group) {
             let before = known.items();
             known.put_sender(sender.device, sender.membership);
-            self.items += known.items() - before;
+            self.items = self.items - before + known.items();
         }
         let key = (sender.device, sender.user);
         let doubt = self.callers.get_or_insert_mut(key, Doubt::default);

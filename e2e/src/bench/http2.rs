@@ -63,8 +63,12 @@ impl Sign {
 #[derive(Debug)]
 pub struct Count {
     sign: Sign,
+    /// Of the frame after which a stream waits for what comes.
+    ready: Option<Sign>,
     /// Streams that were answered.
     answered: AtomicUsize,
+    /// Streams that are ready.
+    readied: AtomicUsize,
     /// Frames that were waited for.
     arrived: AtomicUsize,
     changed: Notify,
@@ -73,9 +77,16 @@ pub struct Count {
 impl Count {
     /// Waits for frames of this sign.
     pub fn of(sign: Sign) -> Arc<Self> {
+        Self::after(sign, None)
+    }
+
+    /// The same, and counts streams that are ready by another sign.
+    pub fn after(sign: Sign, ready: Option<Sign>) -> Arc<Self> {
         Arc::new(Self {
             sign,
+            ready,
             answered: AtomicUsize::new(0),
+            readied: AtomicUsize::new(0),
             arrived: AtomicUsize::new(0),
             changed: Notify::new(),
         })
@@ -84,6 +95,11 @@ impl Count {
     /// Waits until so many streams were answered.
     pub async fn answers(&self, count: usize) {
         self.reaches(&self.answered, count).await;
+    }
+
+    /// Waits until so many streams are ready.
+    pub async fn ready(&self, count: usize) {
+        self.reaches(&self.readied, count).await;
     }
 
     /// Waits until so many frames arrived.
@@ -255,6 +271,9 @@ impl Parser {
         let [_, _, _, kind, flags, ..] = self.header;
         match kind {
             DATA if count.sign.is(self.length()) => count.add(&count.arrived),
+            DATA if count.ready.is_some_and(|sign| sign.is(self.length())) => {
+                count.add(&count.readied);
+            }
             HEADERS if flags & END_STREAM != 0 => bail!("a stream was refused"),
             HEADERS => count.add(&count.answered),
             SETTINGS if flags & ACK == 0 => frame(&mut self.answer, SETTINGS, ACK, 0, &[]),

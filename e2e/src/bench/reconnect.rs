@@ -94,15 +94,20 @@ struct Back {
     live: Vec<f64>,
 }
 
+/// Of the frame that says so.
+fn caught_up() -> Sign {
+    let mut caught_up = bytes::BytesMut::new();
+    frames::put(&mut caught_up, frame::Frame::CaughtUp(CaughtUp {}));
+    Sign::Exactly(caught_up.len())
+}
+
 async fn come_back(
     ground: &Ground,
     groups: Groups,
     people: &[Person],
     live: Groups,
 ) -> anyhow::Result<Back> {
-    let mut caught_up = bytes::BytesMut::new();
-    frames::put(&mut caught_up, frame::Frame::CaughtUp(CaughtUp {}));
-    let count = Count::of(Sign::Exactly(caught_up.len()));
+    let count = Count::of(caught_up());
     let openings = people
         .iter()
         .zip(0..)
@@ -164,15 +169,15 @@ async fn live_times(
         anyhow::bail!("two people are there");
     };
     let group = group.id(0);
-    let count = Count::of(Sign::AtLeast(load::MESSAGE_BYTES));
+    let count = Count::after(Sign::AtLeast(load::MESSAGE_BYTES), Some(caught_up()));
     let opening = fanout::opening(reader, &group);
     let alone = Crowd {
         connections: 1,
         streams: 1,
     };
     let _listener = fanout::open(ground.address(0)?, alone, vec![opening], &count).await?;
-    // What was sent to the group before comes in frames of many entries.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // What was sent to the group before comes first, in frames of many entries.
+    count.ready(1).await;
     let mut client = ground.client(0).await?;
     let mut times = Vec::new();
     let messages = async {
