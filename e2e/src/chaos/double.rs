@@ -156,15 +156,13 @@ impl Broken {
         }
     }
 
-    /// Options of a node. Where nothing is looked up first, the unique index is the only line of defence against repeats, and without it every server is
-    /// broken: a server that looks them up and does it wrongly has to look.
+    /// Options of a node. A server that locks and looks, and does it wrongly, has to lock and look: it remembers nothing.
     fn options(self) -> &'static [&'static str] {
         match self {
-            Self::ForgetsIdempotency | Self::LocksAndReadsAtOnce => {
+            Self::ForgetsIdempotency | Self::SkipsTheRowLock | Self::LocksAndReadsAtOnce => {
                 &["--append-remembered-items", "0"]
             }
-            Self::SkipsTheRowLock
-            | Self::TrustsItsMemory
+            Self::TrustsItsMemory
             | Self::AcknowledgesEarly
             | Self::SkipsARow
             | Self::SellsTwice => &[],
