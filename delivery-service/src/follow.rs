@@ -22,7 +22,7 @@ use crate::{
     hub::{Piece, Position, Room},
     node::Node,
     read::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Next},
-    store::{self, devices::Feed, groups::Place, log::Entry},
+    store::{self, groups::Place, log::Entry},
 };
 
 /// Groups in one round.
@@ -50,7 +50,7 @@ pub async fn run(node: Node, shutdown: Shutdown) {
 #[derive(Debug, Default)]
 pub struct Revocations {
     /// Where the status feeds were when the devices of all streams were looked at.
-    feeds: Option<Vec<Feed>>,
+    feeds: Option<Arc<str>>,
 }
 
 impl Revocations {

@@ -205,26 +205,13 @@ pub async fn auth_service<C: GenericClient>(
     }))
 }
 
-/// How far one status feed was applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Feed {
-    domain: i16,
-    history_id: Option<Vec<u8>>,
-    seq: u64,
-}
-
-/// How far the status feeds were applied: what they say is recorded in the transaction that moves this on.
-pub async fn feeds<C: GenericClient>(client: &C) -> Result<Vec<Feed>, Error> {
-    let sql = "/* devices::feeds */ SELECT domain_id, history_id, seq FROM auth_services ORDER BY domain_id";
-    let rows = client
-        .query(&client.prepare_cached(sql).await?, &[])
+/// How far the status feeds were applied, as [`Standings::run`] says it: what they say is recorded in the transaction that moves this on.
+pub async fn feeds<C: GenericClient>(client: &C) -> Result<Arc<str>, Error> {
+    let sql = concat!("/* devices::feeds */ SELECT ", feeds_applied!());
+    let row = client
+        .query_one(&client.prepare_cached(sql).await?, &[])
         .await?;
-    let feeds = rows.iter().map(|row| Feed {
-        domain: row.get(0),
-        history_id: row.get(1),
-        seq: unsigned(row.get(2)),
-    });
-    Ok(feeds.collect())
+    Ok(row.get::<_, &str>(0).into())
 }
 
 /// Remembers what an Authentication Service says of itself.
