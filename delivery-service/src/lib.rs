@@ -133,7 +133,7 @@ pub async fn serve(
     let most = usize::try_from(config.batch.append_remembered_items)?;
     let remembered = remembered::Remembered::new(most);
     let (hub, clock) = (hub::Hub::new(remembered.clone()), clock::Clock::default());
-    let node = node::Node {
+    let node = node::Node::from(node::Parts {
         gate: caller::Gate {
             issuers: issuers.clone(),
             domains: domains.clone(),
@@ -150,7 +150,7 @@ pub async fn serve(
         revoked: Arc::default(),
         catching_up: Arc::new(Semaphore::new(config.catch_up_items.into())),
         config,
-    };
+    });
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
     for follower in followers {
         let feed = status_feed::StatusFeed::new(follower.clone(), &node);

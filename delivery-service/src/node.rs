@@ -9,9 +9,27 @@ use crate::{
     batch::Batcher, caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers,
 };
 
-/// Handles are cheap to clone; a node holds no state that another node would miss.
+/// What every call of a node needs: one pointer, since each of thousands of streams holds one. A node holds no state that another node would miss.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct Node(Arc<Parts>);
+
+impl From<Parts> for Node {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for Node {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What a [`Node`] is made of.
+#[derive(Debug)]
+pub struct Parts {
     /// The database.
     pub db: Db,
     /// Where messages are appended.

@@ -88,7 +88,7 @@ pub fn subscribe(
         let bell = Arc::new(Bell::of(caller.key));
         // Bells first, reads after: what comes in between rings.
         node.hub.follow_device(caller.key, caller.user, &bell);
-        let mut stream = Stream {
+        let stream = Stream {
             node,
             caller,
             all_groups,
@@ -100,10 +100,7 @@ pub fn subscribe(
             outlet,
             out: BytesMut::new(),
         };
-        for (group, after, chain) in cursors {
-            stream.add(&group, after, chain);
-        }
-        stream.run()
+        stream.run(cursors)
     }))
 }
 
@@ -144,8 +141,8 @@ impl Stream {
         }
     }
 
-    async fn run(mut self) -> Status {
-        let end = match self.follow().await {
+    async fn run(mut self, cursors: Vec<Start>) -> Status {
+        let end = match self.follow(cursors).await {
             Ok(never) => match never {},
             Err(end) => end,
         };
@@ -154,15 +151,9 @@ impl Stream {
         crate::error::status(end)
     }
 
-    async fn follow(&mut self) -> Result<Infallible, Error> {
-        // The answer's head is out already: thousands that come back must not hold a request each while they wait for their turn.
-        let turn = self.turn().await;
-        caller::look_at_standing(&self.caller, &self.node.db).await?;
-        drop(turn);
-        self.look_at_device().await?;
-        self.drain().await?;
-        self.send(frame::Frame::CaughtUp(CaughtUp {})).await;
-        self.flush().await;
+    async fn follow(&mut self, cursors: Vec<Start>) -> Result<Infallible, Error> {
+        // What is needed only while it reads does not stay in every stream that waits or follows.
+        Box::pin(self.begin(cursors)).await?;
         let left = self
             .node
             .gate
@@ -188,9 +179,28 @@ impl Stream {
                     timer.as_mut().reset(token_end.min(next_beat));
                 }
             };
-            self.drain().await?;
+            if !self.due.is_empty() {
+                Box::pin(self.drain()).await?;
+            }
             self.flush().await;
         }
+    }
+
+    /// Until it has caught up.
+    async fn begin(&mut self, cursors: Vec<Start>) -> Result<(), Error> {
+        // The answer's head is out already: thousands that come back must not hold a request each while they wait for their turn, nor keep those waiting
+        // who are there by making all their readers at once.
+        let turn = self.turn().await;
+        caller::look_at_standing(&self.caller, &self.node.db).await?;
+        for (group, after, chain) in cursors {
+            self.add(&group, after, chain);
+        }
+        drop(turn);
+        self.look_at_device().await?;
+        self.drain().await?;
+        self.send(frame::Frame::CaughtUp(CaughtUp {})).await;
+        self.flush().await;
+        Ok(())
     }
 
     /// Who reads what it missed takes turns with the others, so that live streams and writers find a connection.

@@ -220,6 +220,53 @@ async fn one_claimant_cannot_drain_a_stock_and_the_owner_is_told() {
 }
 
 #[tokio::test]
+async fn among_several_each_gets_what_it_would_get_alone() {
+    let world = World::start(1, &["--claims-per-target-hour-items", "1"]).await;
+    let by = world.device(Uuid::new_v4());
+    let targets: Vec<Device> = (0..5).map(|_| world.device(Uuid::new_v4())).collect();
+    let [plain, revoked, suspended, drained, held] = &targets[..] else {
+        unreachable!("five");
+    };
+    for target in &targets {
+        let one_time = |_| target.key_package(1, -60, 3_600, false);
+        publish(&world, target, (0..2).map(one_time).collect())
+            .await
+            .unwrap();
+    }
+    claim(&world, 0, &by, &[drained], Uuid::new_v4()).await;
+    world.revoke(revoked).await;
+    let mut database = support::owner(&world).await;
+    let sql =
+        "INSERT INTO suspended SELECT domain_id, user_id, false FROM devices WHERE device_id = $1";
+    database.execute(sql, &[&suspended.device]).await.unwrap();
+    // Whoever claims for the last one is not done yet.
+    let other = database.transaction().await.unwrap();
+    let sql = "SELECT 1 FROM key_packages WHERE device_id = $1 FOR UPDATE";
+    other.execute(sql, &[&held.device]).await.unwrap();
+    let of: Vec<&Device> = targets.iter().collect();
+    let id = Uuid::new_v4();
+    let (claims, ()) = tokio::join!(claim(&world, 0, &by, &of, id), async {
+        support::waiting(&world, 1).await;
+        other.rollback().await.unwrap();
+    });
+    let outcomes: Vec<ClaimOutcome> = claims.iter().map(Claim::outcome).collect();
+    use ClaimOutcome::{Exhausted, KeyPackage, Revoked};
+    assert_eq!(
+        outcomes,
+        [KeyPackage, Revoked, Exhausted, Exhausted, KeyPackage]
+    );
+    assert_eq!(claims, claim(&world, 0, &by, &of, id).await, "repeated");
+    // A revocation takes what was not claimed.
+    let left = "SELECT count(*) FROM key_packages WHERE claim_id IS NULL AND device_id = $1";
+    for (target, expected) in targets.iter().zip([1, 0, 2, 1, 1]) {
+        let row = database.query_one(left, &[&target.device]).await.unwrap();
+        assert_eq!(row.get::<_, i64>(0), expected);
+    }
+    let user = claims[0].user.as_ref().unwrap();
+    assert_eq!(&*user.id, plain.user.as_bytes());
+}
+
+#[tokio::test]
 async fn replacing_takes_the_device_keys_word() {
     let world = World::start(1, &[]).await;
     let device = world.device(Uuid::new_v4());

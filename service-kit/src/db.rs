@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 pub use deadpool_postgres::{GenericClient, Object, Transaction};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
+    Hook, HookError, Manager, ManagerConfig, Pool, PoolError, QueueMode, RecyclingMethod, Runtime,
 };
 use futures_util::future::BoxFuture;
 use tokio_postgres::{
@@ -301,6 +301,8 @@ impl Db {
             .max_size(options.pool_connections_items)
             .wait_timeout(Some(Duration::from_millis(options.pool_wait_millis)))
             .create_timeout(Some(Duration::from_secs(5)))
+            // The one used last has its statements planned and its tables known.
+            .queue_mode(QueueMode::Lifo)
             .pre_recycle(alive())
             .runtime(Runtime::Tokio1)
             .build()?;

@@ -11,7 +11,8 @@ use chancery_proto::{
     delivery::v1::{Claim, ClaimKeyPackagesRequest, ClaimOutcome, RequiredCapabilities},
     key_package::KeyPackage,
 };
-use service_kit::db::{Transaction, TxError};
+use futures_util::future::try_join;
+use service_kit::db::{Pipeline, Transaction, TxError};
 use uuid::Uuid;
 
 use crate::{
@@ -22,8 +23,8 @@ use crate::{
     prepare::id16,
     store::{
         self,
-        devices::{Device, Standings},
-        key_packages::{Answer, Given, Stored},
+        claims::{Answer, Claimant, GiveMany, LockNextOf},
+        key_packages::Stored,
     },
     submit::flatten,
 };
@@ -99,7 +100,7 @@ pub async fn claim(
     let shared = claim.clone();
     let mut at_once = node
         .db
-        .run_tx("claim_key_packages", move |tx| {
+        .run_pipeline("claim_key_packages", move |tx| {
             let (claim, devices) = (shared.clone(), known.clone());
             Box::pin(async move { claim_at_once(tx, &claim, &devices).await })
         })
@@ -157,88 +158,37 @@ async fn claim_alone(
 /// Claims for the devices that have a KeyPackage of the first suite which nobody else is taking; the others are not in the answer, and nothing happened
 /// for them.
 async fn claim_at_once(
-    tx: &Transaction<'_>,
+    tx: &Pipeline,
     claim: &PreparedClaim,
     devices: &[DeviceKey],
 ) -> Result<BTreeMap<DeviceKey, Claimed>, TxError<Error>> {
     let Some(suite) = claim.suites.first() else {
         return Ok(BTreeMap::new());
     };
-    let good = in_good_standing(tx, devices).await?;
-    let keys: Vec<DeviceKey> = good.iter().map(|device| device.key).collect();
-    let users: BTreeMap<DeviceKey, Uuid> = good.iter().map(|d| (d.key, d.user)).collect();
-    let keys = within_the_hour(tx, claim, keys).await?;
-    let mut packages = store::key_packages::lock_next_of(tx, &keys, *suite).await?;
-    packages.retain(|(_, package)| can(package, &claim.required));
-    let given: Vec<Given<'_>> = packages
-        .iter()
-        .map(|(owner, package)| Given {
-            owner: *owner,
-            reference: &package.reference,
-        })
-        .collect();
+    let client = tx.client();
+    let lock = LockNextOf::prepare(client).await?;
+    let give = GiveMany::prepare(client).await?;
+    let claimant = Claimant {
+        key: claim.claimant,
+        per_hour: claim.per_hour,
+    };
+    let locked = lock.run(client, devices, *suite, claimant);
+    let ((), mut locked) = try_join(tx.begin(None), locked).await?;
+    locked.retain(|locked| can(&locked.package, &claim.required));
     let outcome = i16::try_from(ClaimOutcome::KeyPackage as i32).unwrap_or(0);
-    let (id, by) = (claim.claim_id, claim.claimant);
-    // Not for a device that was answered before: its KeyPackage is only locked, and stays.
-    let begun = store::key_packages::answer_claims(tx, &given, id, by, outcome).await?;
-    let marked: Vec<Given<'_>> = given
+    let given = give.run(client, &locked, claim.claim_id, claim.claimant, outcome);
+    let (begun, ()) = try_join(given, tx.commit()).await?;
+    Ok(locked
         .into_iter()
-        .filter(|given| begun.contains(&given.owner))
-        .collect();
-    mark(tx, &marked, id).await?;
-    Ok(packages
-        .into_iter()
-        .filter(|(owner, _)| begun.contains(owner))
-        .map(|(owner, package)| {
-            let user = users.get(&owner).copied();
-            (owner, (ClaimOutcome::KeyPackage, Some(package), user))
+        .filter(|locked| begun.contains(&locked.owner))
+        .map(|locked| {
+            let claimed = (
+                ClaimOutcome::KeyPackage,
+                Some(locked.package),
+                Some(locked.user),
+            );
+            (locked.owner, claimed)
         })
-        .collect())
-}
-
-/// Those of whose KeyPackages the claimant did not take too many. Of the others it gets the last resort: nobody can drain a stock alone.
-async fn within_the_hour(
-    tx: &Transaction<'_>,
-    claim: &PreparedClaim,
-    keys: Vec<DeviceKey>,
-) -> Result<Vec<DeviceKey>, tokio_postgres::Error> {
-    let taken = store::key_packages::taken_lately(tx, &keys, claim.claimant).await?;
-    let within = |key: &DeviceKey| taken.get(key).copied().unwrap_or(0) < claim.per_hour;
-    Ok(keys.into_iter().filter(within).collect())
-}
-
-/// Marks KeyPackages that this transaction has locked.
-async fn mark(
-    tx: &Transaction<'_>,
-    given: &[Given<'_>],
-    claim_id: Uuid,
-) -> Result<(), TxError<Error>> {
-    if store::key_packages::mark_claimed(tx, given, claim_id).await? != given.len() as u64 {
-        return Err(TxError::Rejected(Error::Corrupt(
-            "a locked KeyPackage was claimed by another",
-        )));
-    }
-    Ok(())
-}
-
-/// Devices that are known, and neither revoked nor cut off.
-async fn in_good_standing(
-    tx: &Transaction<'_>,
-    devices: &[DeviceKey],
-) -> Result<Vec<Device>, tokio_postgres::Error> {
-    let known = store::devices::find(tx, devices).await?;
-    let asked: Vec<(DeviceKey, Uuid)> = known.iter().map(|d| (d.key, d.user)).collect();
-    let (standings, _) = Standings::prepare(tx).await?.run(tx, &asked).await?;
-    let bad: BTreeSet<usize> = standings
-        .into_iter()
-        .filter(|(_, standing)| standing.revoked || standing.suspended)
-        .map(|(place, _)| place)
-        .collect();
-    Ok(known
-        .into_iter()
-        .enumerate()
-        .filter(|(place, device)| !device.revoked && !bad.contains(place))
-        .map(|(_, device)| device)
         .collect())
 }
 
@@ -263,7 +213,7 @@ async fn claim_in(
         // Not remembered under the claim's id: it may be reinstated.
         return Ok((ClaimOutcome::Exhausted, None, Some(device.user)));
     }
-    if !store::key_packages::begin_claim(tx, key, claim.claim_id, claim.claimant).await? {
+    if !store::claims::begin_claim(tx, key, claim.claim_id, claim.claimant).await? {
         return repeat(tx, claim, key, device.user).await;
     }
     let (outcome, package) = take(tx, claim, key).await?;
@@ -272,7 +222,7 @@ async fn claim_in(
         reference: package.as_ref().map(|p| p.reference.clone()),
         last_resort: package.as_ref().is_some_and(|p| p.last_resort),
     };
-    store::key_packages::finish_claim(tx, key, claim.claim_id, &answer).await?;
+    store::claims::finish_claim(tx, key, claim.claim_id, &answer).await?;
     Ok((outcome, package, Some(device.user)))
 }
 
@@ -283,7 +233,7 @@ async fn repeat(
     user: Uuid,
 ) -> Result<Claimed, TxError<Error>> {
     let corrupt = || TxError::Rejected(Error::Corrupt("a claim without its answer"));
-    let answer = store::key_packages::answer(tx, key, claim.claim_id)
+    let answer = store::claims::answer(tx, key, claim.claim_id)
         .await?
         .ok_or_else(corrupt)?;
     let outcome = ClaimOutcome::try_from(i32::from(answer.outcome)).map_err(|_| corrupt())?;
@@ -294,17 +244,33 @@ async fn repeat(
     Ok((outcome, package, Some(user)))
 }
 
+/// Marks a KeyPackage that this transaction has locked.
+async fn mark(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    reference: &[u8],
+    claim: Uuid,
+) -> Result<(), TxError<Error>> {
+    if store::key_packages::mark_claimed(tx, owner, reference, claim).await? != 1 {
+        return Err(TxError::Rejected(Error::Corrupt(
+            "a locked KeyPackage was claimed by another",
+        )));
+    }
+    Ok(())
+}
+
 /// The first suite in stock; the last resort only when no one-time KeyPackage is left, also behind a lock.
 async fn take(
     tx: &Transaction<'_>,
     claim: &PreparedClaim,
     key: DeviceKey,
 ) -> Result<(ClaimOutcome, Option<Stored>), TxError<Error>> {
-    let within = within_the_hour(tx, claim, vec![key]).await?;
-    let passes: &[bool] = if within.is_empty() {
-        &[]
-    } else {
+    let taken = store::claims::taken_lately(tx, key, claim.claimant).await?;
+    // Whoever took too many gets the last resort: nobody can drain a stock alone.
+    let passes: &[bool] = if taken < claim.per_hour {
         &[true, false]
+    } else {
+        &[]
     };
     for &skip_locked in passes {
         for suite in &claim.suites {
@@ -313,11 +279,7 @@ async fn take(
             if !can(&package, &claim.required) {
                 return Ok((ClaimOutcome::Unsupported, None));
             }
-            let given = Given {
-                owner: key,
-                reference: &package.reference,
-            };
-            mark(tx, &[given], claim.claim_id).await?;
+            mark(tx, key, &package.reference, claim.claim_id).await?;
             return Ok((ClaimOutcome::KeyPackage, Some(package)));
         }
     }

@@ -1,12 +1,9 @@
 //! KeyPackages: each one-time one leaves exactly once.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::{columns, device_key, unsigned};
 use crate::group::DeviceKey;
 
 /// A checked KeyPackage to store.
@@ -144,108 +141,6 @@ pub async fn count(tx: &Transaction<'_>, owner: DeviceKey) -> Result<u64, Error>
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
-/// An answer to a claim.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// `ClaimOutcome`.
-    pub outcome: i16,
-    /// The KeyPackage's ref.
-    pub reference: Option<Vec<u8>>,
-    /// It was the last resort.
-    pub last_resort: bool,
-}
-
-/// Takes the place of this claim for this device; false if it was answered before (waits for an equal claim that is under way).
-pub async fn begin_claim(
-    tx: &Transaction<'_>,
-    owner: DeviceKey,
-    claim: Uuid,
-    claimant: DeviceKey,
-) -> Result<bool, Error> {
-    let sql = "/* key_packages::begin_claim */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, claimant_domain, \
-               claimant_device, outcome, claimed_at) VALUES ($1, $2, $3, $4, $5, 0, now()) ON CONFLICT DO NOTHING";
-    let rows = tx
-        .execute(
-            &tx.prepare_cached(sql).await?,
-            &[
-                &owner.domain,
-                &owner.device,
-                &claim,
-                &claimant.domain,
-                &claimant.device,
-            ],
-        )
-        .await?;
-    Ok(rows == 1)
-}
-
-/// How many one-time KeyPackages of each owner `claimant` took in the last hour; of who is not named it took none. (`IS TRUE` keeps the planner from walking
-/// through everybody's by their age.)
-pub async fn taken_lately(
-    tx: &Transaction<'_>,
-    owners: &[DeviceKey],
-    claimant: DeviceKey,
-) -> Result<BTreeMap<DeviceKey, u64>, Error> {
-    let sql = "/* key_packages::taken_lately */ SELECT q.domain_id, q.device_id, c.taken FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) \
-               CROSS JOIN LATERAL (SELECT count(*) AS taken FROM key_package_claims WHERE domain_id = q.domain_id AND device_id = q.device_id \
-               AND claimant_domain = $3 AND claimant_device = $4 AND ref IS NOT NULL AND NOT last_resort AND (claimed_at > now() - interval '1 hour') IS TRUE) c \
-               WHERE c.taken > 0";
-    let (domains, ids) = columns(owners);
-    let rows = tx
-        .query(
-            &tx.prepare_cached(sql).await?,
-            &[&domains, &ids, &claimant.domain, &claimant.device],
-        )
-        .await?;
-    let taken = rows
-        .iter()
-        .map(|row| (device_key(row), unsigned(row.get(2))));
-    Ok(taken.collect())
-}
-
-/// The first answer to this claim.
-pub async fn answer(
-    tx: &Transaction<'_>,
-    owner: DeviceKey,
-    claim: Uuid,
-) -> Result<Option<Answer>, Error> {
-    let sql = "/* key_packages::answer */ SELECT outcome, ref, last_resort FROM key_package_claims WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
-    let row = tx
-        .query_opt(
-            &tx.prepare_cached(sql).await?,
-            &[&owner.domain, &owner.device, &claim],
-        )
-        .await?;
-    Ok(row.map(|row| Answer {
-        outcome: row.get(0),
-        reference: row.get(1),
-        last_resort: row.get(2),
-    }))
-}
-
-/// Notes the answer.
-pub async fn finish_claim(
-    tx: &Transaction<'_>,
-    owner: DeviceKey,
-    claim: Uuid,
-    answer: &Answer,
-) -> Result<u64, Error> {
-    let sql = "/* key_packages::finish_claim */ UPDATE key_package_claims SET outcome = $4, ref = $5, last_resort = $6 \
-               WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[
-            &owner.domain,
-            &owner.device,
-            &claim,
-            &answer.outcome,
-            &answer.reference,
-            &answer.last_resort,
-        ],
-    )
-    .await
-}
-
 /// A KeyPackage row.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -288,24 +183,6 @@ pub async fn lock_next(
     Ok(row.map(|row| stored(&row)))
 }
 
-/// [`lock_next`] for several devices; those whose next ones others are claiming, or that have none, are not named.
-pub async fn lock_next_of(
-    tx: &Transaction<'_>,
-    owners: &[DeviceKey],
-    suite: i32,
-) -> Result<Vec<(DeviceKey, Stored)>, Error> {
-    let sql = "/* key_packages::lock_next_of */ SELECT q.domain_id, q.device_id, k.ref, k.body, k.last_resort \
-               FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
-               (SELECT ref, body, last_resort FROM key_packages WHERE domain_id = q.domain_id AND device_id = q.device_id AND suite = $3 \
-                AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after, ref LIMIT 1 FOR UPDATE SKIP LOCKED) k";
-    let (domains, ids) = columns(owners);
-    let rows = tx
-        .query(&tx.prepare_cached(sql).await?, &[&domains, &ids, &suite])
-        .await?;
-    let locked = rows.iter().map(|row| (device_key(row), stored(row)));
-    Ok(locked.collect())
-}
-
 /// The last resort of a suite.
 pub async fn last_resort(
     tx: &Transaction<'_>,
@@ -339,7 +216,7 @@ pub async fn by_ref(
     Ok(row.map(|row| stored(&row)))
 }
 
-fn stored(row: &tokio_postgres::Row) -> Stored {
+pub(super) fn stored(row: &tokio_postgres::Row) -> Stored {
     Stored {
         reference: row.get("ref"),
         body: row.get("body"),
@@ -347,64 +224,18 @@ fn stored(row: &tokio_postgres::Row) -> Stored {
     }
 }
 
-/// A KeyPackage that answers a claim.
-#[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
-    /// Whose.
-    pub owner: DeviceKey,
-    /// Its ref.
-    pub reference: &'a [u8],
-}
-
-fn given_columns<'a>(given: &[Given<'a>]) -> (Vec<i16>, Vec<Uuid>, Vec<&'a [u8]>) {
-    let owners: Vec<DeviceKey> = given.iter().map(|given| given.owner).collect();
-    let (domains, ids) = columns(&owners);
-    (domains, ids, given.iter().map(|g| g.reference).collect())
-}
-
-/// [`begin_claim`] and [`finish_claim`] for several devices; those that were answered before are not in the answer.
-pub async fn answer_claims(
-    tx: &Transaction<'_>,
-    given: &[Given<'_>],
-    claim: Uuid,
-    claimant: DeviceKey,
-    outcome: i16,
-) -> Result<BTreeSet<DeviceKey>, Error> {
-    let sql = "/* key_packages::answer_claims */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, claimant_domain, \
-               claimant_device, outcome, ref, claimed_at) SELECT g.domain_id, g.device_id, $4, $5, $6, $7, g.ref, now() \
-               FROM unnest($1::smallint[], $2::uuid[], $3::bytea[]) AS g(domain_id, device_id, ref) ON CONFLICT DO NOTHING \
-               RETURNING domain_id, device_id";
-    let (domains, ids, refs) = given_columns(given);
-    let rows = tx
-        .query(
-            &tx.prepare_cached(sql).await?,
-            &[
-                &domains,
-                &ids,
-                &refs,
-                &claim,
-                &claimant.domain,
-                &claimant.device,
-                &outcome,
-            ],
-        )
-        .await?;
-    Ok(rows.iter().map(device_key).collect())
-}
-
-/// Marks locked one-time KeyPackages as gone; as many as are named, or one was not there to give.
+/// Marks a locked one-time KeyPackage as gone; not one row when it was not there to give.
 pub async fn mark_claimed(
     tx: &Transaction<'_>,
-    given: &[Given<'_>],
+    owner: DeviceKey,
+    reference: &[u8],
     claim: Uuid,
 ) -> Result<u64, Error> {
-    let sql = "/* key_packages::mark_claimed */ UPDATE key_packages k SET claim_id = $4, claimed_at = now() \
-               FROM unnest($1::smallint[], $2::uuid[], $3::bytea[]) AS g(domain_id, device_id, ref) \
-               WHERE k.domain_id = g.domain_id AND k.device_id = g.device_id AND k.ref = g.ref AND k.claim_id IS NULL";
-    let (domains, ids, refs) = given_columns(given);
+    let sql = "/* key_packages::mark_claimed */ UPDATE key_packages SET claim_id = $4, claimed_at = now() \
+               WHERE domain_id = $1 AND device_id = $2 AND ref = $3 AND claim_id IS NULL";
     tx.execute(
         &tx.prepare_cached(sql).await?,
-        &[&domains, &ids, &refs, &claim],
+        &[&owner.domain, &owner.device, &reference, &claim],
     )
     .await
 }

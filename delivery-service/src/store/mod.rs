@@ -1,5 +1,6 @@
 //! Every SQL statement of the service. Each opens with its function's name, lists its columns, and a write checks how many rows it touched.
 
+pub mod claims;
 pub mod devices;
 pub mod groups;
 pub mod key_packages;

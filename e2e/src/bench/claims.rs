@@ -20,6 +20,8 @@ use super::{
 
 /// Devices in one statement of the baseline, as many as the node takes at once.
 const PART: usize = 64;
+/// Devices that are claimed for before the measurement.
+const FIRST: usize = 4 * PART;
 /// Octets of a certificate.
 const CERTIFICATE_BYTES: usize = 390;
 
@@ -32,10 +34,15 @@ pub async fn measure(
     options: &Options,
     table: &mut Table<'_>,
 ) -> anyhow::Result<()> {
-    let devices: Vec<Uuid> = (0..options.claimed).map(|_| Uuid::new_v4()).collect();
+    let device = |_| Uuid::new_v4();
+    let devices: Vec<Uuid> = (0..options.claimed).map(device).collect();
+    let first: Vec<Uuid> = (0..FIRST).map(device).collect();
     stock(ground, &devices).await?;
+    stock(ground, &first).await?;
     let bare = marked_by_sql(ground, &devices).await?;
     restock(ground).await?;
+    // The baseline has its connection and its statement before it begins; so has the node now.
+    claimed(ground, &first).await?;
     let ours = claimed(ground, &devices).await?;
     table.aim(
         &format!(
