@@ -95,7 +95,7 @@ pub(crate) async fn append_entry<'a>(
         )));
     }
     if head.settled_seq > before.settled_seq {
-        store::groups::forget_committers(tx, group, head.settled_seq).await?;
+        store::epochs::forget_committers(tx, group, head.settled_seq).await?;
     }
     Ok(head)
 }

@@ -81,7 +81,7 @@ async fn ask_removal(node: &Node, group: &[u8]) -> Result<(), DbError> {
 async fn ask_reports(node: &Node, group: &[u8], epoch_seq: u64) -> Result<(), DbError> {
     let candidates = candidates(node, group).await?;
     let client = node.db.client().await?;
-    let epoch = store::groups::epoch(&client, group, epoch_seq).await?;
+    let epoch = store::epochs::find(&client, group, epoch_seq).await?;
     let now = store::groups::now(&client).await?;
     drop(client);
     let committer = epoch.and_then(|epoch| epoch.committer);

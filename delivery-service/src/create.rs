@@ -95,7 +95,7 @@ async fn create_in(
     }
     let head = Head::created(group.epoch, group.past_epochs, group.external_join);
     store::groups::insert_head(tx, &group.group, &head).await?;
-    let epoch = store::groups::Epoch {
+    let epoch = store::epochs::Epoch {
         epoch: group.epoch,
         epoch_seq: 0,
         group_info: group.group_info.clone(),
@@ -105,7 +105,7 @@ async fn create_in(
         floor_seq: Some(0),
         committer: None,
     };
-    store::groups::insert_epoch(tx, &group.group, &epoch).await?;
+    store::epochs::insert(tx, &group.group, &epoch).await?;
     store::tree::insert(tx, &group.group, 0, &group.tree).await?;
     store::tree::insert_hashes(tx, &group.group, 0, &group.tree_hashes).await?;
     let creator = store::roster::Joiner {

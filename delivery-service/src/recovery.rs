@@ -171,7 +171,7 @@ async fn report_in(
         caller_revoked,
         prior: None,
     };
-    let known = store::groups::epoch(tx, group, epoch_seq).await?;
+    let known = store::epochs::find(tx, group, epoch_seq).await?;
     let Some(epoch) = known else {
         return Err(no_epoch(tx, &state, group, epoch_seq).await?);
     };
@@ -240,7 +240,7 @@ async fn write_head(
             "the head moved under the lock",
         )));
     }
-    store::groups::forget_committers(tx, group, after.settled_seq).await?;
+    store::epochs::forget_committers(tx, group, after.settled_seq).await?;
     Ok(())
 }
 
@@ -295,13 +295,13 @@ async fn void_in(
         return Ok(None);
     };
     let now = store::groups::now(tx).await?;
-    let Some(epoch) = store::groups::epoch(tx, group, epoch_seq).await? else {
+    let Some(epoch) = store::epochs::find(tx, group, epoch_seq).await? else {
         return Ok(None);
     };
     let failures = store::recovery::failures(tx, group, epoch_seq).await?;
     let (Some(committer), Some(before)) = (
         epoch.committer,
-        store::groups::epoch_before(tx, group, epoch_seq).await?,
+        store::epochs::before(tx, group, epoch_seq).await?,
     ) else {
         store::recovery::looked_at(tx, group, epoch_seq).await?;
         return Ok(None);
@@ -391,7 +391,7 @@ async fn put_in(tx: &Transaction<'_>, caller: &Caller, info: &PreparedInfo) -> T
     state
         .may_repair(info.epoch, info.epoch_seq)
         .map_err(rejected)?;
-    let stored = store::groups::epoch(tx, group, info.epoch_seq)
+    let stored = store::epochs::find(tx, group, info.epoch_seq)
         .await?
         .ok_or(TxError::Rejected(Error::Corrupt(
             "the current epoch is missing",

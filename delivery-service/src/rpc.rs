@@ -13,8 +13,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    caller::Caller, create, error::status, inbox, key_packages, leave, node::Node, pipeline,
-    prepare, read, recovery, revocations, send, submit,
+    caller::Caller,
+    create,
+    error::{Error, status},
+    inbox, key_packages, leave,
+    node::Node,
+    pipeline, prepare, read, recovery, revocations, send, submit,
 };
 
 pub use streams::WithSubscribe;
@@ -116,13 +120,15 @@ impl DeliveryService for Rpc {
         let (sink, answers) = mpsc::channel(1);
         tokio::spawn(async move {
             let parts: Vec<Vec<_>> = claim.devices.chunks(CLAIM_PART).map(Vec::from).collect();
+            // Each by itself: they go on while the one before is handed over.
             let parts = futures_util::stream::iter(parts).map(|part| {
                 let (node, claim) = (node.clone(), claim.clone());
-                async move { key_packages::claim(&node, &claim, &part).await }
+                tokio::spawn(async move { key_packages::claim(&node, &claim, &part).await })
             });
             let mut parts = parts.buffered(CLAIM_PARTS);
             // What was claimed before an error, or before the caller went away, is not lost: a repeat of the claim_id gets it again.
             while let Some(part) = parts.next().await {
+                let part = part.unwrap_or(Err(Error::Corrupt("a claim panicked")));
                 let answer = part.map(|claims| ClaimKeyPackagesResponse { claims });
                 let failed = answer.is_err();
                 if sink.send(answer.map_err(status)).await.is_err() || failed {

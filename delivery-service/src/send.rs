@@ -140,7 +140,7 @@ pub(crate) async fn named_epoch<C: GenericClient>(
     if epoch_seq == head.epoch_seq {
         return Ok((Some(head.epoch), None));
     }
-    Ok(match store::groups::epoch(tx, group, epoch_seq).await? {
+    Ok(match store::epochs::find(tx, group, epoch_seq).await? {
         Some(epoch) => (Some(epoch.epoch), None),
         None => (
             None,

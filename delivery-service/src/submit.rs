@@ -239,7 +239,7 @@ async fn commit_facts(
         head.settled_seq,
     )
     .await?;
-    let winner_seq = store::groups::epoch_seq_of(tx, group, commit.epoch.saturating_add(1)).await?;
+    let winner_seq = store::epochs::seq_of(tx, group, commit.epoch.saturating_add(1)).await?;
     let proposals =
         store::log::count_proposals(tx, group, head.epoch_seq, &commit.proposals).await?;
     Ok(group::Commit {
@@ -326,7 +326,7 @@ async fn write_epoch(
         })
         .collect();
     store::roster::open(tx, group, seq, &joiners).await?;
-    let epoch = store::groups::Epoch {
+    let epoch = store::epochs::Epoch {
         epoch: commit.epoch + 1,
         epoch_seq: seq,
         group_info: commit.group_info.clone(),
@@ -336,7 +336,7 @@ async fn write_epoch(
         floor_seq: Some(head.floor_seq),
         committer: head.committer,
     };
-    store::groups::insert_epoch(tx, group, &epoch).await?;
+    store::epochs::insert(tx, group, &epoch).await?;
     write_tree(tx, group, head, &commit.tree).await?;
     let owners: Vec<Option<DeviceKey>> = welcomed(tx, commit).await?;
     for ((reference, secrets), owner) in commit.secrets.iter().zip(owners) {

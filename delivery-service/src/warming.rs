@@ -144,7 +144,7 @@ pub async fn look(node: &Node, pulses: &[(Vec<u8>, Pulse)]) -> Result<(), DbErro
         return Ok(());
     }
     let client: Object = node.db.client().await?;
-    for (place, width) in store::groups::tree_widths(&client, &due).await? {
+    for (place, width) in store::epochs::tree_widths(&client, &due).await? {
         let Some((group, epoch_seq)) = due.get(place).copied() else {
             continue;
         };

@@ -7,6 +7,8 @@ mod support;
 use chancery_proto::delivery::v1::{
     Frame, SubscribeRequest, frame::Frame as Kind, send_messages_response::Answer,
 };
+use delivery_service::store;
+use service_kit::db::{Db, PoolOptions};
 use support::{Group, World, forge::Device, owner};
 use tonic::Streaming;
 use uuid::Uuid;
@@ -168,4 +170,27 @@ async fn a_message_is_read_once_for_all_who_follow() {
     // Fewer than a thousand rows are read to begin forty streams and to append; each delivery by itself would read one more at least.
     let deliveries = i64::try_from(devices.len() * SENT).unwrap();
     assert!(spent.rows < deliveries, "{spent:?}");
+}
+
+#[tokio::test]
+async fn the_oldest_welcome_that_waits_is_found_at_once_where_the_planner_knows_of_none() {
+    let world = World::start(0, &[]).await;
+    let group: &[u8] = &[7; 32];
+    // All of the first thousand were read, and one in three of the others.
+    let fill = "INSERT INTO welcomes SELECT $1, n, 1, gen_random_uuid(), 'ref', 'secrets', now() + interval '1 day', \
+                CASE WHEN n < 1000 OR n % 3 = 0 THEN now() END FROM generate_series(1, 100000) n";
+    let admin = owner(&world).await;
+    admin
+        .batch_execute("VACUUM ANALYZE welcomes")
+        .await
+        .unwrap();
+    admin.execute(fill, &[&group]).await.unwrap();
+    let db = Db::connect(&world.db.url(), &PoolOptions::default()).unwrap();
+    let client = db.client().await.unwrap();
+    client.batch_execute("BEGIN").await.unwrap();
+    let oldest = store::tree::oldest_kept(&client, group, 200_000).await;
+    assert_eq!(oldest.unwrap(), 1_000);
+    let sql = "SELECT sum(idx_tup_fetch + seq_tup_read)::bigint FROM pg_stat_xact_user_tables WHERE relname = 'welcomes'";
+    let read: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(read <= 2, "{read} rows");
 }

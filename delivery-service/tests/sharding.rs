@@ -24,7 +24,7 @@ const EVERYWHERE: &str = "auth_services domains revoked_devices service_state su
 /// What a message, and reading it, is made of. Batches name several groups in one statement (`unnest` of groups). On a distributed database that is a
 /// statement over several shards in one transaction, with a two-phase COMMIT; so committers are to be assigned by shard, and a batch stays on one.
 const MESSAGE_PATH: &str = "\
-    groups::lock_many roster::memberships devices::standings devices::nothing_said log::priors log::append_many groups::forget_committers groups::epoch recovery::voided_by \
+    groups::lock_many roster::memberships devices::standings devices::nothing_said log::priors log::append_many epochs::forget_committers epochs::find recovery::voided_by \
     groups::lock groups::now log::prior roster::at roster::current devices::find log::append groups::advance \
     groups::head groups::places groups::pulses roster::pulses roster::readings roster::left_after \
     log::read_after log::read_many log::chain_at log::payload retention::pruned_to";

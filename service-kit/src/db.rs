@@ -215,8 +215,9 @@ pub async fn when_reachable<T, F: Future<Output = anyhow::Result<T>> + Send>(
 }
 
 /// Statements look rows up by their keys, and are planned once for each connection. What the planner believes about sizes must not count: a table that
-/// was small or unknown when a statement was planned would be read whole from then on, with all its dead rows.
-const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off";
+/// was small or unknown when a statement was planned would be read whole from then on, with all its dead rows; and the first row in the order of an index
+/// would be found by fetching and sorting all that it believes to be few.
+const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off -c enable_mergejoin=off";
 
 /// A handle to the pool; cheap to clone.
 #[derive(Clone)]

@@ -329,7 +329,7 @@ impl<'m> Batch<'m> {
             .moved()
             .filter(|(_, place)| place.now.settled_seq > place.before.settled_seq);
         for (group, place) in settled {
-            store::groups::forget_committers(client, group, place.now.settled_seq).await?;
+            store::epochs::forget_committers(client, group, place.now.settled_seq).await?;
         }
         try_join(self.append(client, &append), tx.commit().err_into()).await?;
         Ok(())

@@ -204,7 +204,7 @@ struct Before {
 impl Before {
     async fn load(node: &Node, group: &[u8], epoch_seq: u64) -> Result<Self, Error> {
         let client = node.db.client().await?;
-        let stored = store::groups::epoch(&client, group, epoch_seq)
+        let stored = store::epochs::find(&client, group, epoch_seq)
             .await
             .map_err(DbError::from)?;
         let Some(stored) = stored else {

@@ -137,7 +137,7 @@ impl Rpc {
             return Err(Error::no_group());
         }
         let client = self.node.db.client().await?;
-        let epoch = store::groups::epoch(&client, &view.group, epoch_seq)
+        let epoch = store::epochs::find(&client, &view.group, epoch_seq)
             .await
             .map_err(DbError::from)?
             .ok_or_else(|| Error::refused(Reason::UnknownValue, "epoch_seq names no epoch"))?;
@@ -162,7 +162,7 @@ impl Rpc {
             return Err(Error::no_group());
         }
         let client = self.node.db.client().await?;
-        let epoch = store::groups::epoch(&client, &view.group, view.head.epoch_seq)
+        let epoch = store::epochs::find(&client, &view.group, view.head.epoch_seq)
             .await
             .map_err(DbError::from)?
             .ok_or(Error::Corrupt("the current epoch is missing"))?;

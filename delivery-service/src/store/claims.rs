@@ -160,7 +160,7 @@ impl LockNextOf {
             count_taken_lately!("q.domain_id", "q.device_id", "$4", "$5"),
             " < $6 OFFSET 0) v CROSS JOIN LATERAL \
              (SELECT ref, body, last_resort FROM key_packages WHERE domain_id = q.domain_id AND device_id = q.device_id AND suite = $3 \
-              AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after, ref LIMIT 1 FOR UPDATE SKIP LOCKED) k \
+              AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after LIMIT 1 FOR UPDATE SKIP LOCKED) k \
              WHERE (EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, v.user_id))) IS FALSE"
         );
         Ok(Self(client.prepare_cached(sql).await?))

@@ -41,18 +41,18 @@ pub async fn find<C: GenericClient>(
     client: &C,
     devices: &[DeviceKey],
 ) -> Result<Vec<Device>, Error> {
-    let sql = "/* devices::find */ SELECT v.domain_id, v.device_id, v.user_id, v.revoked FROM devices v \
-               JOIN unnest($1::smallint[], $2::uuid[]) AS d(domain_id, device_id) \
-                 ON v.domain_id = d.domain_id AND v.device_id = d.device_id";
+    let sql = "/* devices::find */ SELECT v.* FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
+               (SELECT domain_id, device_id, user_id, revoked FROM devices WHERE domain_id = q.domain_id AND device_id = q.device_id OFFSET 0) v";
     select(client, sql, devices).await
 }
 
 /// The same for devices that a Commit adds, locked against a revocation at the same time, in id order.
 pub async fn lock_added(tx: &Transaction<'_>, devices: &[DeviceKey]) -> Result<Vec<Device>, Error> {
-    let sql = "/* devices::lock_added */ SELECT v.domain_id, v.device_id, v.user_id, v.revoked FROM devices v \
-               WHERE (v.domain_id, v.device_id) IN (SELECT * FROM unnest($1::smallint[], $2::uuid[])) \
-               ORDER BY v.domain_id, v.device_id FOR KEY SHARE OF v";
-    select(tx, sql, devices).await
+    let sql = "/* devices::lock_added */ SELECT v.* FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
+               (SELECT domain_id, device_id, user_id, revoked FROM devices WHERE domain_id = q.domain_id AND device_id = q.device_id FOR KEY SHARE) v";
+    let mut devices = devices.to_vec();
+    devices.sort_unstable();
+    select(tx, sql, &devices).await
 }
 
 async fn select<C: GenericClient>(

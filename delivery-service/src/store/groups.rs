@@ -1,4 +1,4 @@
-//! Head rows and epochs.
+//! Groups and their heads.
 
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
@@ -37,7 +37,7 @@ pub struct Created {
 }
 
 /// The committer in columns of these names, in a head's row and in an epoch's.
-fn committer_of(row: &Row) -> Option<Committer> {
+pub(super) fn committer_of(row: &Row) -> Option<Committer> {
     let device: Option<Uuid> = row.get("committer_device");
     let confirm_by = match row.get::<_, i16>("confirm_by") {
         1 => ConfirmBy::OtherUser,
@@ -83,7 +83,7 @@ fn external_join_code(policy: ExternalJoin) -> i16 {
     }
 }
 
-fn committer_columns(
+pub(super) fn committer_columns(
     committer: Option<&Committer>,
 ) -> (Option<i16>, Option<Uuid>, Option<Uuid>, i16) {
     match committer {
@@ -373,166 +373,6 @@ pub struct HeadMove<'a> {
     pub before: &'a Head,
     /// As it is to be: messages move `seq`, `chain` and `last_at`, and may settle the epoch.
     pub after: &'a Head,
-}
-
-/// Settled epochs need no committer any more, and nothing takes them back.
-pub async fn forget_committers<C: GenericClient>(
-    tx: &C,
-    group: &[u8],
-    settled_seq: u64,
-) -> Result<u64, Error> {
-    let sql = "/* groups::forget_committers */ UPDATE epochs SET committer_domain = NULL, committer_device = NULL, committer_user = NULL, \
-               confirm_by = 0, void_at = NULL WHERE group_id = $1 AND epoch_seq <= $2 AND committer_device IS NOT NULL";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[&group, &signed(settled_seq)],
-    )
-    .await
-}
-
-/// A standing epoch.
-#[derive(Debug, Clone)]
-pub struct Epoch {
-    /// MLS epoch number.
-    pub epoch: u64,
-    /// Its name.
-    pub epoch_seq: u64,
-    /// MLSMessage(GroupInfo).
-    pub group_info: Vec<u8>,
-    /// SHA-256 that entries of the Commit carry.
-    pub group_state_hash: Vec<u8>,
-    /// Leaves of its tree.
-    pub tree_width: u32,
-    /// What its Welcomes share.
-    pub encrypted_group_info: Option<Vec<u8>>,
-    /// The head's floor when it began; absent where an older program wrote it.
-    pub floor_seq: Option<u64>,
-    /// Who began it, while it is unsettled.
-    pub committer: Option<Committer>,
-}
-
-/// Stores an epoch.
-pub async fn insert_epoch(tx: &Transaction<'_>, group: &[u8], epoch: &Epoch) -> Result<(), Error> {
-    let sql = "/* groups::insert_epoch */ INSERT INTO epochs (group_id, epoch, epoch_seq, group_info, group_state_hash, tree_width, \
-               encrypted_group_info, floor_seq, committer_domain, committer_device, committer_user, confirm_by) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
-    let width = i32::try_from(epoch.tree_width).unwrap_or(i32::MAX);
-    let (domain, device, user, confirm_by) = committer_columns(epoch.committer.as_ref());
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[
-            &group,
-            &signed(epoch.epoch),
-            &signed(epoch.epoch_seq),
-            &epoch.group_info,
-            &epoch.group_state_hash,
-            &width,
-            &epoch.encrypted_group_info,
-            &epoch.floor_seq.map(signed),
-            &domain,
-            &device,
-            &user,
-            &confirm_by,
-        ],
-    )
-    .await?;
-    Ok(())
-}
-
-macro_rules! epoch_columns {
-    () => {
-        "epoch, epoch_seq, group_info, group_state_hash, tree_width, encrypted_group_info, floor_seq, \
-         committer_domain, committer_device, committer_user, confirm_by"
-    };
-}
-
-fn epoch_of(row: &Row) -> Epoch {
-    Epoch {
-        epoch: unsigned(row.get("epoch")),
-        epoch_seq: unsigned(row.get("epoch_seq")),
-        group_info: row.get("group_info"),
-        group_state_hash: row.get("group_state_hash"),
-        tree_width: u32::try_from(row.get::<_, i32>("tree_width")).unwrap_or(0),
-        encrypted_group_info: row.get("encrypted_group_info"),
-        floor_seq: row.get::<_, Option<i64>>("floor_seq").map(unsigned),
-        committer: committer_of(row),
-    }
-}
-
-/// The epoch named `epoch_seq`.
-pub async fn epoch<C: GenericClient>(
-    client: &C,
-    group: &[u8],
-    epoch_seq: u64,
-) -> Result<Option<Epoch>, Error> {
-    let sql = concat!(
-        "/* groups::epoch */ SELECT ",
-        epoch_columns!(),
-        " FROM epochs WHERE group_id = $1 AND epoch_seq = $2"
-    );
-    let row = client
-        .query_opt(
-            &client.prepare_cached(sql).await?,
-            &[&group, &signed(epoch_seq)],
-        )
-        .await?;
-    Ok(row.as_ref().map(epoch_of))
-}
-
-/// Leaves of the trees of some groups' epochs, each with its place in the question.
-pub async fn tree_widths<C: GenericClient>(
-    client: &C,
-    epochs: &[(&[u8], u64)],
-) -> Result<Vec<(usize, u32)>, Error> {
-    let sql = "/* groups::tree_widths */ SELECT q.n, e.tree_width FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS q(id, seq, n), \
-               LATERAL (SELECT tree_width FROM epochs WHERE group_id = q.id AND epoch_seq = q.seq OFFSET 0) e";
-    let (groups, seqs): (Vec<&[u8]>, Vec<i64>) = epochs
-        .iter()
-        .map(|(group, seq)| (*group, signed(*seq)))
-        .unzip();
-    let rows = client
-        .query(&client.prepare_cached(sql).await?, &[&groups, &seqs])
-        .await?;
-    let widths = rows.iter().map(|row| {
-        let width = u32::try_from(row.get::<_, i32>("tree_width")).unwrap_or(0);
-        (place_of(row), width)
-    });
-    Ok(widths
-        .filter(|(_, width)| width.is_power_of_two())
-        .collect())
-}
-
-/// The standing epoch before the one that `seq` began.
-pub async fn epoch_before(
-    tx: &Transaction<'_>,
-    group: &[u8],
-    seq: u64,
-) -> Result<Option<Epoch>, Error> {
-    let sql = concat!(
-        "/* groups::epoch_before */ SELECT ",
-        epoch_columns!(),
-        " FROM epochs WHERE group_id = $1 AND epoch_seq < $2 ORDER BY epoch_seq DESC LIMIT 1"
-    );
-    let row = tx
-        .query_opt(&tx.prepare_cached(sql).await?, &[&group, &signed(seq)])
-        .await?;
-    Ok(row.as_ref().map(epoch_of))
-}
-
-/// The name of the standing epoch with this number.
-pub async fn epoch_seq_of<C: GenericClient>(
-    client: &C,
-    group: &[u8],
-    epoch: u64,
-) -> Result<Option<u64>, Error> {
-    let sql = "/* groups::epoch_seq_of */ SELECT epoch_seq FROM epochs WHERE group_id = $1 AND epoch = $2";
-    let row = client
-        .query_opt(
-            &client.prepare_cached(sql).await?,
-            &[&group, &signed(epoch)],
-        )
-        .await?;
-    Ok(row.map(|row| unsigned(row.get(0))))
 }
 
 /// The database's time in Unix microseconds.

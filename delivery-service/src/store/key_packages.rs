@@ -164,7 +164,7 @@ pub async fn lock_next(
             concat!(
                 "/* key_packages::lock_next */ SELECT ref, body, last_resort FROM key_packages \
                  WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now() \
-                 ORDER BY not_after, ref LIMIT 1 ",
+                 ORDER BY not_after LIMIT 1 ",
                 $end
             )
         };

@@ -2,6 +2,7 @@
 
 pub mod claims;
 pub mod devices;
+pub mod epochs;
 pub mod groups;
 pub mod key_packages;
 pub mod log;

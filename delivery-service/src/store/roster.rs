@@ -226,9 +226,9 @@ pub async fn unmarked<C: GenericClient>(
     group: &[u8],
     devices: &[DeviceKey],
 ) -> Result<Vec<(DeviceKey, Uuid)>, Error> {
-    let sql = "/* roster::unmarked */ SELECT m.domain_id, m.device_id, m.user_id FROM members m \
-               JOIN unnest($2::smallint[], $3::uuid[]) AS d(domain_id, device_id) ON m.domain_id = d.domain_id AND m.device_id = d.device_id \
-               WHERE m.group_id = $1 AND m.device_id = ANY($3) AND m.removed_seq IS NULL AND m.pending = 0";
+    let sql = "/* roster::unmarked */ SELECT m.* FROM unnest($2::smallint[], $3::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
+               (SELECT domain_id, device_id, user_id FROM members WHERE group_id = $1 AND domain_id = q.domain_id AND device_id = q.device_id \
+                AND removed_seq IS NULL AND pending = 0 OFFSET 0) m";
     let (domains, ids) = columns(devices);
     let rows = client
         .query(
