@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -72,6 +72,9 @@ pub struct Count {
     /// Frames that were waited for.
     arrived: AtomicUsize,
     changed: Notify,
+    /// Nobody reads.
+    held: AtomicBool,
+    released: Notify,
 }
 
 impl Count {
@@ -89,7 +92,30 @@ impl Count {
             readied: AtomicUsize::new(0),
             arrived: AtomicUsize::new(0),
             changed: Notify::new(),
+            held: AtomicBool::new(false),
+            released: Notify::new(),
         })
+    }
+
+    /// From now on nobody reads or answers, as when a network stalls.
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::Release);
+    }
+
+    /// They go on.
+    pub fn release(&self) {
+        self.held.store(false, Ordering::Release);
+        self.released.notify_waiters();
+    }
+
+    async fn unless_held(&self) {
+        loop {
+            let released = self.released.notified();
+            if !self.held.load(Ordering::Acquire) {
+                return;
+            }
+            released.await;
+        }
     }
 
     /// Waits until so many streams were answered.
@@ -162,7 +188,8 @@ async fn count_frames(socket: TcpStream, count: Arc<Count>) -> anyhow::Result<()
     let mut parser = Parser::default();
     loop {
         socket.readable().await?;
-        // Not held while waiting: thousands of connections share it.
+        count.unless_held().await;
+        // Not kept while waiting: thousands of connections share it.
         let mut buffer = [0; 16 * 1024];
         match socket.try_read(&mut buffer) {
             Ok(0) => bail!("the server closed a connection"),

@@ -9,6 +9,7 @@
 //! | [`appends`] | the figures of the append path |
 //! | [`fanout`], [`http2`] | one message to thousands, and who only counts what arrives |
 //! | [`reconnect`], [`claims`] | everybody comes back at once, everybody is added at once |
+//! | [`stall`] | everybody stands still |
 //! | [`large`] | a group of thousands, from end to end |
 //! | [`broadcast`], [`nats`] | what others do: a plain tonic server, NATS |
 //!
@@ -25,6 +26,7 @@ pub mod large;
 pub mod load;
 pub mod nats;
 pub mod reconnect;
+pub mod stall;
 pub mod table;
 
 use std::time::Duration;
@@ -56,6 +58,10 @@ pub struct Options {
     pub reconnecting: u32,
     /// Devices whose KeyPackages are claimed at once.
     pub claimed: usize,
+    /// Streams of devices that stand still.
+    pub standing: usize,
+    /// How long they do.
+    pub still: Duration,
 }
 
 impl Options {
@@ -78,6 +84,8 @@ impl Options {
             rounds: 40,
             reconnecting: 10_000,
             claimed: 10_000,
+            standing: 2_000,
+            still: Duration::from_secs(12),
         }
     }
 
@@ -100,6 +108,8 @@ impl Options {
             rounds: 20,
             reconnecting: 1_000,
             claimed: 1_000,
+            standing: 200,
+            still: Duration::from_secs(3),
         }
     }
 }
@@ -123,6 +133,9 @@ pub async fn run(
     }
     if wanted("reconnect") {
         reconnect::measure(&ground, options, &mut table).await?;
+    }
+    if wanted("stall") {
+        stall::measure(&ground, options, &mut table).await?;
     }
     if wanted("claims") {
         claims::measure(&ground, options, &mut table).await?;

@@ -18,7 +18,7 @@ struct Cli {
     /// Short, with less of everything: to see that it works.
     #[arg(long)]
     short: bool,
-    /// Only parts whose name holds this: fan-out, reconnect, claims, alone, crowd, hot, wide, sizes, nodes.
+    /// Only parts whose name holds this: alone, crowd, hot, wide, sizes, nodes, steady, fan-out, reconnect, stall, claims.
     #[arg(long, value_name = "PART", default_value = "")]
     only: String,
     /// Something else than the log.
