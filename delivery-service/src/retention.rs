@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use service_kit::{
-    db::{DbError, TxError},
-    lifecycle::Shutdown,
-};
+use service_kit::{db::TxError, lifecycle::Shutdown};
 
 use crate::{error::Error, node::Node, store, store::retention::Cutoffs, submit::flatten};
 
@@ -52,11 +49,15 @@ pub async fn prune(node: &Node) -> Result<u64, Error> {
             break;
         }
     }
-    let client = node.db.client().await?;
-    let groups = store::retention::with_old_entries(&client, cutoffs)
+    let groups = node
+        .db
+        .run_tx("prune_look", move |tx| {
+            Box::pin(async move {
+                Ok::<_, TxError<Error>>(store::retention::with_old_entries(tx, cutoffs).await?)
+            })
+        })
         .await
-        .map_err(DbError::from)?;
-    drop(client);
+        .map_err(flatten)?;
     for group in groups {
         pruned += forget_beginning(node, group, cutoffs).await?;
     }

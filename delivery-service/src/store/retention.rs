@@ -12,8 +12,14 @@ pub struct Cutoffs {
     pub handshakes_days: i64,
 }
 
+/// Lets this transaction find entries by their age: `log_age` is a BRIN, which only bitmap scans read, and the pool forbids these for look-ups by key.
+async fn by_age(tx: &Transaction<'_>) -> Result<(), Error> {
+    tx.batch_execute("SET LOCAL enable_bitmapscan = on").await
+}
+
 /// Takes the payloads of old application messages away; how many.
 pub async fn empty(tx: &Transaction<'_>, cutoffs: Cutoffs, at_most: i64) -> Result<u64, Error> {
+    by_age(tx).await?;
     let sql = "/* retention::empty */ UPDATE log SET payload = ''::bytea, pruned = true FROM (SELECT group_id, seq FROM log \
                WHERE accepted_at < now() - $1 * interval '1 day' AND kind = 4 AND NOT pruned LIMIT $2 FOR UPDATE SKIP LOCKED) AS old \
                WHERE log.group_id = old.group_id AND log.seq = old.seq";
@@ -25,15 +31,16 @@ pub async fn empty(tx: &Transaction<'_>, cutoffs: Cutoffs, at_most: i64) -> Resu
 }
 
 /// Groups whose first entries are older than handshakes are kept.
-pub async fn with_old_entries<C: GenericClient>(
-    client: &C,
+pub async fn with_old_entries(
+    tx: &Transaction<'_>,
     cutoffs: Cutoffs,
 ) -> Result<Vec<Vec<u8>>, Error> {
+    by_age(tx).await?;
     let sql = "/* retention::with_old_entries */ SELECT DISTINCT l.group_id FROM log l JOIN group_heads h ON h.group_id = l.group_id \
                WHERE l.accepted_at < now() - $1 * interval '1 day' AND l.seq > h.commits_pruned_to AND l.seq < h.epoch_seq ORDER BY l.group_id LIMIT 10000";
-    let rows = client
+    let rows = tx
         .query(
-            &client.prepare_cached(sql).await?,
+            &tx.prepare_cached(sql).await?,
             &[&(cutoffs.handshakes_days as f64)],
         )
         .await?;
