@@ -120,7 +120,7 @@ impl DeliveryService for Rpc {
         let (sink, answers) = mpsc::channel(1);
         tokio::spawn(async move {
             let parts: Vec<Vec<_>> = claim.devices.chunks(CLAIM_PART).map(Vec::from).collect();
-            // Each by itself: they go on while the one before is handed over.
+            // Each is a task: a reader that takes its time must not keep a transaction open with KeyPackages locked.
             let parts = futures_util::stream::iter(parts).map(|part| {
                 let (node, claim) = (node.clone(), claim.clone());
                 tokio::spawn(async move { key_packages::claim(&node, &claim, &part).await })

@@ -166,8 +166,7 @@ async fn claim_at_once(
         return Ok(BTreeMap::new());
     };
     let client = tx.client();
-    let lock = LockNextOf::prepare(client).await?;
-    let give = GiveMany::prepare(client).await?;
+    let (lock, give) = try_join(LockNextOf::prepare(client), GiveMany::prepare(client)).await?;
     let claimant = Claimant {
         key: claim.claimant,
         per_hour: claim.per_hour,
@@ -213,7 +212,7 @@ async fn claim_in(
         // Not remembered under the claim's id: it may be reinstated.
         return Ok((ClaimOutcome::Exhausted, None, Some(device.user)));
     }
-    if !store::claims::begin_claim(tx, key, claim.claim_id, claim.claimant).await? {
+    if !store::claims::begin(tx, key, claim.claim_id, claim.claimant).await? {
         return repeat(tx, claim, key, device.user).await;
     }
     let (outcome, package) = take(tx, claim, key).await?;
@@ -222,7 +221,7 @@ async fn claim_in(
         reference: package.as_ref().map(|p| p.reference.clone()),
         last_resort: package.as_ref().is_some_and(|p| p.last_resort),
     };
-    store::claims::finish_claim(tx, key, claim.claim_id, &answer).await?;
+    store::claims::finish(tx, key, claim.claim_id, &answer).await?;
     Ok((outcome, package, Some(device.user)))
 }
 
@@ -274,7 +273,7 @@ async fn take(
     };
     for &skip_locked in passes {
         for suite in &claim.suites {
-            let next = store::key_packages::lock_next(tx, key, *suite, skip_locked).await?;
+            let next = store::claims::lock_next(tx, key, *suite, skip_locked).await?;
             let Some(package) = next else { continue };
             if !can(&package, &claim.required) {
                 return Ok((ClaimOutcome::Unsupported, None));

@@ -25,13 +25,13 @@ pub struct Answer {
 }
 
 /// Takes the place of this claim for this device; false if it was answered before (waits for an equal claim that is under way).
-pub async fn begin_claim(
+pub async fn begin(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     claim: Uuid,
     claimant: DeviceKey,
 ) -> Result<bool, Error> {
-    let sql = "/* claims::begin_claim */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, claimant_domain, \
+    let sql = "/* claims::begin */ INSERT INTO key_package_claims (domain_id, device_id, claim_id, claimant_domain, \
                claimant_device, outcome, claimed_at) VALUES ($1, $2, $3, $4, $5, 0, now()) ON CONFLICT DO NOTHING";
     let rows = tx
         .execute(
@@ -104,13 +104,13 @@ pub async fn answer(
 }
 
 /// Notes the answer.
-pub async fn finish_claim(
+pub async fn finish(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     claim: Uuid,
     answer: &Answer,
 ) -> Result<u64, Error> {
-    let sql = "/* claims::finish_claim */ UPDATE key_package_claims SET outcome = $4, ref = $5, last_resort = $6 \
+    let sql = "/* claims::finish */ UPDATE key_package_claims SET outcome = $4, ref = $5, last_resort = $6 \
                WHERE domain_id = $1 AND device_id = $2 AND claim_id = $3";
     tx.execute(
         &tx.prepare_cached(sql).await?,
@@ -124,6 +124,47 @@ pub async fn finish_claim(
         ],
     )
     .await
+}
+
+/// Where the one-time KeyPackage of a device and of the suite `$3` is that is to be given next.
+macro_rules! next_one_time {
+    ($owner_domain:literal, $owner_device:literal) => {
+        concat!(
+            " FROM key_packages WHERE domain_id = ",
+            $owner_domain,
+            " AND device_id = ",
+            $owner_device,
+            " AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after LIMIT 1 FOR UPDATE"
+        )
+    };
+}
+
+/// Locks the next one-time KeyPackage of a suite. With `skip_locked`, rows that others are claiming are passed over.
+pub async fn lock_next(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suite: i32,
+    skip_locked: bool,
+) -> Result<Option<Stored>, Error> {
+    let sql = if skip_locked {
+        concat!(
+            "/* claims::lock_next */ SELECT ref, body, last_resort",
+            next_one_time!("$1", "$2"),
+            " SKIP LOCKED"
+        )
+    } else {
+        concat!(
+            "/* claims::lock_next */ SELECT ref, body, last_resort",
+            next_one_time!("$1", "$2")
+        )
+    };
+    let row = tx
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &suite],
+        )
+        .await?;
+    Ok(row.map(|row| stored(&row)))
 }
 
 /// Who claims.
@@ -158,10 +199,9 @@ impl LockNextOf {
              FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
              (SELECT user_id FROM devices WHERE domain_id = q.domain_id AND device_id = q.device_id AND NOT revoked AND ",
             count_taken_lately!("q.domain_id", "q.device_id", "$4", "$5"),
-            " < $6 OFFSET 0) v CROSS JOIN LATERAL \
-             (SELECT ref, body, last_resort FROM key_packages WHERE domain_id = q.domain_id AND device_id = q.device_id AND suite = $3 \
-              AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after LIMIT 1 FOR UPDATE SKIP LOCKED) k \
-             WHERE (EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, v.user_id))) IS FALSE"
+            " < $6 OFFSET 0) v CROSS JOIN LATERAL (SELECT ref, body, last_resort",
+            next_one_time!("q.domain_id", "q.device_id"),
+            " SKIP LOCKED) k WHERE (EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, v.user_id))) IS FALSE"
         );
         Ok(Self(client.prepare_cached(sql).await?))
     }

@@ -152,37 +152,6 @@ pub struct Stored {
     pub last_resort: bool,
 }
 
-/// Locks the next one-time KeyPackage of a suite. With `skip_locked`, rows that others are claiming are passed over.
-pub async fn lock_next(
-    tx: &Transaction<'_>,
-    owner: DeviceKey,
-    suite: i32,
-    skip_locked: bool,
-) -> Result<Option<Stored>, Error> {
-    macro_rules! sql {
-        ($end:literal) => {
-            concat!(
-                "/* key_packages::lock_next */ SELECT ref, body, last_resort FROM key_packages \
-                 WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now() \
-                 ORDER BY not_after LIMIT 1 ",
-                $end
-            )
-        };
-    }
-    let sql = if skip_locked {
-        sql!("FOR UPDATE SKIP LOCKED")
-    } else {
-        sql!("FOR UPDATE")
-    };
-    let row = tx
-        .query_opt(
-            &tx.prepare_cached(sql).await?,
-            &[&owner.domain, &owner.device, &suite],
-        )
-        .await?;
-    Ok(row.map(|row| stored(&row)))
-}
-
 /// The last resort of a suite.
 pub async fn last_resort(
     tx: &Transaction<'_>,

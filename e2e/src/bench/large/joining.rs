@@ -3,14 +3,14 @@
 use std::{io::Write as _, process::Command};
 
 use anyhow::{Context as _, ensure};
-use chancery_proto::delivery::v1::{FetchTreeRequest, FetchTreeResponse};
+use chancery_proto::delivery::v1::FetchTreeRequest;
 use client_cli::{
     core::{group, records},
     member::Member,
 };
 use prost::Message as _;
 
-use super::{Story, of, ran, say, timed};
+use super::{Story, node_bytes, of, ran, say, timed};
 use crate::bench::table::{Table, Target};
 
 impl Story<'_> {
@@ -178,12 +178,6 @@ impl Story<'_> {
         say(&format!("{} members agree", full.len() + 2));
         Ok(())
     }
-}
-
-/// What a part of a tree is about.
-pub fn node_bytes(part: &FetchTreeResponse) -> usize {
-    let nodes = part.nodes.iter().filter_map(|node| node.node.as_ref());
-    nodes.map(|node| node.len()).sum()
 }
 
 fn gzipped(bytes: &[u8]) -> anyhow::Result<usize> {

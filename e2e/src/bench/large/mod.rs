@@ -22,6 +22,7 @@ pub mod synthetic;
 
 use std::{io::Write as _, time::Instant};
 
+use chancery_proto::delivery::v1::FetchTreeResponse;
 use client_cli::core::records::GroupName;
 use uuid::Uuid;
 
@@ -195,4 +196,10 @@ async fn timed<T>(
 fn of(values: &mut [f64], percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     rank(values, percent)
+}
+
+/// What a part of a tree is about.
+fn node_bytes(part: &FetchTreeResponse) -> usize {
+    let nodes = part.nodes.iter().filter_map(|node| node.node.as_ref());
+    nodes.map(|node| node.len()).sum()
 }

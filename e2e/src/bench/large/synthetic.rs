@@ -21,7 +21,7 @@ use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ED25519, SanType};
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-use super::{joining::node_bytes, of};
+use super::{node_bytes, of};
 use crate::{
     bench::{
         ground::{DOMAIN, Ground, Groups, Person},
