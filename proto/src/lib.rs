@@ -9,6 +9,7 @@
 //! | [`content_hash`], [`chain`] | "the same request", and the log's hash chain |
 //! | [`certificate`], [`token`], [`signed`] | who is who, and what is signed outside MLS |
 //! | [`status`] | refusals, typed |
+//! | [`mutants`] | repairs that tests can undo |
 #![allow(clippy::allow_attributes, reason = "generated code carries its own")]
 
 /// Messages generated from `chancery/common/v1/common.proto`.
@@ -49,6 +50,7 @@ pub mod framing;
 pub mod group_info;
 pub mod key_package;
 pub mod leaf;
+pub mod mutants;
 pub mod policy;
 pub mod signed;
 pub mod status;
