@@ -1,4 +1,4 @@
-//! What the service asks of live devices: to remove revoked members, one device at a time; to say that they are in a new epoch, a few at once.
+//! What the service asks of live devices: to remove members that were revoked or leave, one device at a time; to say that they are in a new epoch, a few at once.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const NAMES: i64 = 20;
 /// The database.
 pub async fn look(node: &Node, pulses: &[(Vec<u8>, Pulse)]) -> Result<(), DbError> {
     for (group, pulse) in pulses {
-        if pulse.pending_removals > 0 {
+        if pulse.removals_wait {
             ask_removal(node, group).await?;
         }
         match pulse.unsettled {

@@ -4,6 +4,8 @@ use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use chancery_proto::common::v1::Limit;
 
+use crate::error::Error;
+
 /// What one node of the service needs to know.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
@@ -262,6 +264,21 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Holds a size or count against one of these limits.
+    ///
+    /// # Errors
+    /// `LIMIT_EXCEEDED` with the limit's name.
+    pub fn within(&self, limit: &'static str, max: u32, got: usize) -> Result<(), Error> {
+        if got as u64 > u64::from(max) {
+            return Err(Error::Limit {
+                limit,
+                max: u64::from(max),
+                got: got as u64,
+            });
+        }
+        Ok(())
+    }
+
     /// As published.
     pub fn published(&self) -> Vec<Limit> {
         [

@@ -112,6 +112,7 @@ async fn create_in(
         key: caller.key,
         user: caller.user,
         leaf_index: Some(0),
+        signature_key: Some(group.signature_key.clone()),
     };
     store::roster::open(tx, &group.group, 0, &[creator]).await?;
     Ok(answer(false))

@@ -149,7 +149,7 @@ fn rejection(rejection: Rejection) -> (Reason, String, Vec<(&'static str, String
         ),
         Rejection::PendingRemoval { count } => (
             Reason::PendingRemoval,
-            format!("{count} revoked devices must be removed first"),
+            format!("{count} revoked or leaving devices must be removed first"),
             vec![("count", count.to_string())],
         ),
         Rejection::CommitInfo(why) => (Reason::CommitInfoInvalid, why.into(), vec![]),
@@ -163,16 +163,9 @@ fn rejection(rejection: Rejection) -> (Reason, String, Vec<(&'static str, String
             "the Welcomes do not name exactly the added devices".into(),
             vec![],
         ),
-        Rejection::GroupInfoMismatch => (
-            Reason::GroupInfoMismatch,
-            "the GroupInfo does not fit group, suite and next epoch".into(),
-            vec![],
-        ),
-        Rejection::TreeMismatch => (
-            Reason::TreeMismatch,
-            "the tree does not hash to the GroupInfo's tree hash".into(),
-            vec![],
-        ),
+        Rejection::GroupInfoMismatch(why) => (Reason::GroupInfoMismatch, why.into(), vec![]),
+        Rejection::TreeMismatch(why) => (Reason::TreeMismatch, why.into(), vec![]),
+        Rejection::CredentialInvalid(why) => (Reason::CredentialInvalid, why.into(), vec![]),
         Rejection::OtherMembership => (
             Reason::UnknownValue,
             "joined_seq is not that of the current membership".into(),

@@ -225,7 +225,7 @@ pub enum CommitKind {
     },
 }
 
-/// Facts about a Commit. Sizes, framing, GroupInfo and signatures were checked before.
+/// Facts about a Commit, derived by [`crate::ordering::facts::facts`]. Sizes and framing were checked before.
 #[derive(Debug, Clone)]
 pub struct Commit {
     /// The committer.
@@ -256,12 +256,18 @@ pub struct Commit {
     pub seen_chain_fits: bool,
     /// Devices of the roster marked as revoked.
     pub revoked_members: Vec<DeviceKey>,
+    /// Devices of the roster that asked to leave, and were not revoked.
+    pub leaving_members: Vec<DeviceKey>,
     /// The devices that the Welcomes' KeyPackageRefs belong to; `None` for an unknown ref.
     pub welcomed: Vec<Option<DeviceKey>>,
-    /// The GroupInfo names this group, suite and the next epoch, and carries a policy that the server can read.
-    pub group_info_fits: bool,
-    /// The tree with this Commit's changes hashes to the GroupInfo's tree hash.
-    pub tree_fits: bool,
+    /// The leaves that enter the tree are those of the KeyPackages that the Welcomes name.
+    pub leaves_fit: bool,
+    /// `past_epochs` of the policy in the GroupInfo.
+    pub past_epochs: u64,
+    /// `external_join` of the policy in the GroupInfo.
+    pub external_join: ExternalJoin,
+    /// What is wrong with GroupInfo, tree, or external leaf: reported where nothing else is wrong.
+    pub fault: Option<Rejection>,
     /// The caller was barred so long ago that it may begin an epoch again, whatever has settled since.
     pub bar_is_over: bool,
     /// Members before and after that are of another user.
@@ -359,7 +365,7 @@ pub enum Rejection {
     },
     /// A Commit of this device was voided, and none of another has settled since.
     CommitterBarred,
-    /// Revoked devices must be removed first.
+    /// Revoked and leaving devices must be removed first.
     PendingRemoval {
         /// How many.
         count: u32,
@@ -370,10 +376,12 @@ pub enum Rejection {
     HistoryChanged,
     /// The Welcomes do not name exactly the added devices.
     WelcomeMismatch,
-    /// The GroupInfo is of another group or epoch.
-    GroupInfoMismatch,
-    /// The tree does not hash to the GroupInfo's tree hash.
-    TreeMismatch,
+    /// The GroupInfo is not that of the group's next epoch, with the reason.
+    GroupInfoMismatch(&'static str),
+    /// The tree is not the one that GroupInfo and Welcomes speak of, with the reason.
+    TreeMismatch(&'static str),
+    /// A leaf or a signature by it is not valid, with the reason.
+    CredentialInvalid(&'static str),
     /// The group's policy forbids it.
     Policy(&'static str),
     /// The request is about a membership that is not the caller's current one.

@@ -8,6 +8,7 @@
 //! | [`status_feed`] | revocations, as the Authentication Services sign them |
 //! | [`prepare`] | requests to values, checked without the lock |
 //! | [`group`] | **the ordering state machine**, pure |
+//! | [`ordering`] | what it decides on, derived from requests and rows, pure |
 //! | [`create`], [`submit`], [`send`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
 //! | [`batch`], [`remembered`] | messages that come at the same time become one transaction, and what a node remembers so that it need not ask first |
 //! | [`recovery`] | epochs reported, Commits voided, GroupInfos repaired |
@@ -40,6 +41,7 @@ pub mod issuers;
 pub mod key_packages;
 pub mod leave;
 pub mod node;
+pub mod ordering;
 pub mod pipeline;
 pub mod poll;
 pub mod prepare;
@@ -98,6 +100,12 @@ pub const MIGRATIONS: Migrations = Migrations {
         Step {
             name: "V4__leaf_index",
             sql: include_str!("../migrations/V4__leaf_index.sql"),
+            oldest_binary: 2,
+        },
+        // An older node leaves it empty: such a key is read from the stored tree.
+        Step {
+            name: "V7__leaf_keys",
+            sql: include_str!("../migrations/V7__leaf_keys.sql"),
             oldest_binary: 2,
         },
     ],

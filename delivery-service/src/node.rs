@@ -6,7 +6,8 @@ use service_kit::db::Db;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    batch::Batcher, caller::Gate, config::Config, domains::Domains, hub::Hub, issuers::Issuers,
+    batch::Batcher, caller::Gate, config::Config, domains::Domains, error::Error, hub::Hub,
+    issuers::Issuers, prepare::Rules,
 };
 
 /// What every call of a node needs: one pointer, since each of thousands of streams holds one. A node holds no state that another node would miss.
@@ -51,23 +52,26 @@ pub struct Parts {
 }
 
 impl Node {
-    /// Fails with LIMIT_EXCEEDED above a published limit.
+    /// Runs a reader of requests with what it needs to know of this node.
+    ///
+    /// # Errors
+    /// Those of the reader.
+    pub fn read_with<T>(
+        &self,
+        read: impl FnOnce(&Rules<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        read(&Rules {
+            domain: &self.config.domain,
+            limits: &self.config.limits,
+            domain_id: &|domain| self.domains.id(domain),
+        })
+    }
+
+    /// As [`Limits::within`](crate::config::Limits::within).
     ///
     /// # Errors
     /// `LIMIT_EXCEEDED` with the limit's name.
-    pub fn within(
-        &self,
-        limit: &'static str,
-        max: u32,
-        got: usize,
-    ) -> Result<(), crate::error::Error> {
-        if got as u64 > u64::from(max) {
-            return Err(crate::error::Error::Limit {
-                limit,
-                max: u64::from(max),
-                got: got as u64,
-            });
-        }
-        Ok(())
+    pub fn within(&self, limit: &'static str, max: u32, got: usize) -> Result<(), Error> {
+        self.config.limits.within(limit, max, got)
     }
 }

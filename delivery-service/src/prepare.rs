@@ -1,21 +1,23 @@
 //! Requests to values: everything about a message that can be checked without the group's lock. From here only valid values exist.
 
+mod bundle;
 mod commit;
 mod group;
 mod leaf;
 mod repair;
 mod tree;
 
-pub use commit::{PreparedCommit, commit};
+pub use bundle::{Bundle, Prepared, PreparedCommit};
+pub use commit::commit;
 pub use group::{PreparedGroup, Replaces, group};
 pub(crate) use leaf::leaf_is_callers;
-pub use leaf::{ExternalFault, leaf_key, leaf_key_of};
+pub use leaf::{Place, leaf_is_of, leaf_key, leaf_key_of, leaf_of, leaf_places, leaves_by_device};
 pub use repair::{PreparedInfo, repair};
-pub use tree::TreeAfter;
+pub use tree::{TreeAfter, new_leaves};
 
 use chancery_proto::{
     commit_info::MessageData,
-    common::v1::Reason,
+    common::v1::{GroupRef, Reason},
     content_hash::ContentHasher,
     delivery::v1::{SendMessageRequest, TreeUpdate},
     framing::{self, ContentType, Message},
@@ -27,7 +29,32 @@ use chancery_proto::{
 };
 use uuid::Uuid;
 
-use crate::{error::Error, group::ExternalJoin, node::Node, read};
+use crate::{config::Limits, error::Error, group::ExternalJoin, node::Node, read};
+
+/// What reading a request needs to know of the service.
+#[derive(Clone, Copy)]
+pub struct Rules<'r> {
+    /// The domain that it orders groups for.
+    pub domain: &'r str,
+    /// Largest sizes and counts.
+    pub limits: &'r Limits,
+    /// The number of a domain that it knows.
+    pub domain_id: &'r dyn Fn(&str) -> Option<i16>,
+}
+
+impl std::fmt::Debug for Rules<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rules")
+            .field("domain", &self.domain)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Rules<'_> {
+    fn group_id(&self, group: Option<&GroupRef>) -> Result<Vec<u8>, Error> {
+        read::group_of_domain(self.domain, group)
+    }
+}
 
 /// A message ready to be decided on.
 #[derive(Debug, Clone)]
@@ -67,17 +94,13 @@ fn unsupported(why: &'static str) -> Error {
 
 /// Reads a member's message and checks that what it says of itself is what the request says.
 fn member_message(
-    node: &Node,
+    limits: &Limits,
     field: &'static str,
     message: &[u8],
     group: &[u8],
     message_id: Uuid,
 ) -> Result<(framing::PrivateHeader, MessageData), Error> {
-    node.within(
-        "message_bytes",
-        node.config.limits.message_bytes,
-        message.len(),
-    )?;
+    limits.within("message_bytes", limits.message_bytes, message.len())?;
     let parsed = framing::parse(message, message.len()).map_err(malformed(field))?;
     let Message::Private(header) = parsed else {
         return Err(unsupported("members send PrivateMessage only"));
@@ -120,7 +143,13 @@ pub fn send(node: &Node, request: &SendMessageRequest) -> Result<PreparedSend, E
         return Err(Error::refused(Reason::UnknownValue, "durability or notify"));
     }
     let message_id = id16("message_id", &request.message_id)?;
-    let (header, _) = member_message(node, "message", &request.message, &group, message_id)?;
+    let (header, _) = member_message(
+        &node.config.limits,
+        "message",
+        &request.message,
+        &group,
+        message_id,
+    )?;
     let proposal = match header.content_type {
         ContentType::Application => false,
         ContentType::Proposal => true,
@@ -143,7 +172,8 @@ pub fn send(node: &Node, request: &SendMessageRequest) -> Result<PreparedSend, E
     })
 }
 
-pub(crate) fn join_of(policy: policy::ExternalJoin) -> ExternalJoin {
+/// The policy's word for who may join from outside, as the head row keeps it.
+pub fn join_of(policy: policy::ExternalJoin) -> ExternalJoin {
     match policy {
         policy::ExternalJoin::None => ExternalJoin::None,
         policy::ExternalJoin::Resync => ExternalJoin::Resync,
@@ -151,21 +181,20 @@ pub(crate) fn join_of(policy: policy::ExternalJoin) -> ExternalJoin {
     }
 }
 
-fn group_info(node: &Node, bytes: &[u8]) -> Result<GroupInfo, Error> {
-    node.within(
-        "group_info_bytes",
-        node.config.limits.group_info_bytes,
-        bytes.len(),
-    )?;
+fn group_info(limits: &Limits, bytes: &[u8]) -> Result<GroupInfo, Error> {
+    limits.within("group_info_bytes", limits.group_info_bytes, bytes.len())?;
     GroupInfo::parse(bytes, bytes.len()).map_err(malformed("group_info"))
 }
 
 /// An update of a tree that is not too wide.
-fn tree_update<'u>(node: &Node, update: Option<&'u TreeUpdate>) -> Result<&'u TreeUpdate, Error> {
+fn tree_update<'u>(
+    limits: &Limits,
+    update: Option<&'u TreeUpdate>,
+) -> Result<&'u TreeUpdate, Error> {
     let update = update.ok_or_else(|| Error::malformed("tree", "missing"))?;
-    node.within(
+    limits.within(
         "group_members_items",
-        node.config.limits.group_members_items,
+        limits.group_members_items,
         update.tree_width as usize,
     )?;
     Ok(update)

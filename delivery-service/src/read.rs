@@ -53,11 +53,19 @@ pub fn next_span(intervals: &[Interval], after: u64, head: u64) -> Option<Span> 
 /// # Errors
 /// Malformed; or a group of another domain, which is unknown here.
 pub fn group_id(node: &Node, group: Option<&GroupRef>) -> Result<Vec<u8>, Error> {
+    group_of_domain(&node.config.domain, group)
+}
+
+/// The id of a group that this domain orders.
+///
+/// # Errors
+/// As [`group_id`].
+pub fn group_of_domain(domain: &str, group: Option<&GroupRef>) -> Result<Vec<u8>, Error> {
     let group = group.ok_or_else(|| Error::malformed("group", "missing"))?;
     if !(16..=64).contains(&group.id.len()) {
         return Err(Error::malformed("group.id", "16 to 64 bytes"));
     }
-    if group.domain != node.config.domain {
+    if group.domain != domain {
         return Err(Error::no_group());
     }
     Ok(group.id.to_vec())

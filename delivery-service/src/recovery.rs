@@ -28,6 +28,7 @@ use crate::{
         settle::{Before, Failed, Reported},
     },
     node::Node,
+    ordering::content::check_repair,
     prepare::{self, PreparedInfo},
     read, store,
     store::recovery::Said,
@@ -363,11 +364,12 @@ pub async fn put_group_info(
     request: &PutGroupInfoRequest,
 ) -> Result<PutGroupInfoResponse, Error> {
     let info = Arc::new(prepare::repair(node, caller, request).await?);
+    let home_domain: Arc<str> = node.config.domain.as_str().into();
     let (shared, who) = (info.clone(), caller.clone());
     node.db
         .run_tx("put_group_info", move |tx| {
-            let (info, who) = (shared.clone(), who.clone());
-            Box::pin(async move { put_in(tx, &who, &info).await })
+            let (info, who, home_domain) = (shared.clone(), who.clone(), home_domain.clone());
+            Box::pin(async move { put_in(tx, &who, &home_domain, &info).await })
         })
         .await
         .map_err(flatten)?;
@@ -376,7 +378,12 @@ pub async fn put_group_info(
     })
 }
 
-async fn put_in(tx: &Transaction<'_>, caller: &Caller, info: &PreparedInfo) -> TxResult<()> {
+async fn put_in(
+    tx: &Transaction<'_>,
+    caller: &Caller,
+    home_domain: &str,
+    info: &PreparedInfo,
+) -> TxResult<()> {
     let group = &info.group;
     let Some(head) = store::groups::lock(tx, group).await? else {
         return Err(TxError::Rejected(Error::no_group()));
@@ -396,6 +403,10 @@ async fn put_in(tx: &Transaction<'_>, caller: &Caller, info: &PreparedInfo) -> T
         .ok_or(TxError::Rejected(Error::Corrupt(
             "the current epoch is missing",
         )))?;
+    let before = GroupInfo::parse(&stored.group_info, stored.group_info.len())
+        .map_err(|_| TxError::Rejected(Error::Corrupt("a stored GroupInfo")))?;
+    let roster = store::roster::keys(tx, group).await?;
+    check_repair(home_domain, &before, &info.info, &roster, &info.leaves).map_err(rejected)?;
     let tree = store::tree::at(tx, group, info.epoch_seq).await?;
     let same_tree = tree
         .iter()

@@ -188,7 +188,7 @@ pub async fn explain(node: &Node, group: &[u8], error: Error) -> Error {
     metadata.extend(asked_until.map(|until| ("asked_until_micros", until.to_string())));
     Error::Refused {
         reason: chancery_proto::common::v1::Reason::PendingRemoval,
-        text: format!("{count} revoked devices must be removed first"),
+        text: format!("{count} revoked or leaving devices must be removed first"),
         metadata,
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use chancery_proto::{
-    chain,
     delivery::v1::{CommitResult, SubmitCommitResponse},
+    key_package::KeyPackage,
 };
 use service_kit::db::{Transaction, TxError};
 
@@ -14,6 +14,7 @@ use crate::{
     error::Error,
     group::{self, Command, Decision, DeviceKey, Group, Head, Prior},
     node::Node,
+    ordering::facts::{self, Known, KnownPackage},
     prepare::{PreparedCommit, PreparedSend, TreeAfter},
     revocations,
     send::{append_send, named_epoch, replayed_send},
@@ -53,10 +54,10 @@ pub async fn submit_commit(
     };
     let head = result.first_message.as_ref().map_or(result.seq, |m| m.seq);
     node.hub.group_moved(&commit.group, head);
-    for (device, _) in &commit.added {
+    for (device, _) in &commit.request.added {
         node.hub.device_changed(*device);
     }
-    for (device, _) in &commit.removed {
+    for (device, _) in &commit.request.removed {
         node.hub.device_changed(*device);
     }
     Ok(SubmitCommitResponse {
@@ -89,7 +90,9 @@ async fn commit_in(
         return Err(TxError::Rejected(Error::no_group()));
     };
     let (group, now) = read_group(tx, &commit.group, commit.message_id, caller.key, head).await?;
-    let facts = commit_facts(tx, caller, commit, &group, times.bar_seconds).await?;
+    let request = &commit.request;
+    let known = read_known(tx, caller, commit, &group, times.bar_seconds).await?;
+    let facts = facts::facts(request, &known);
     let append = match group
         .decide(&Command::Commit(facts), now)
         .map_err(rejected)?
@@ -99,20 +102,14 @@ async fn commit_in(
         }
         Decision::Append(append) => append,
     };
-    if let Some(fault) = &commit.external_fault {
-        return Err(TxError::Rejected(fault.error()));
-    }
-    let mut append = append;
-    append.head.past_epochs = commit.past_epochs;
-    append.head.external_join = commit.external_join;
     let body = Body {
         kind: commit.entry_kind(),
         message_id: commit.message_id,
-        content_hash: commit.content_hash,
+        content_hash: request.content_hash,
         payload: &commit.commit,
     };
     let head = append_entry(tx, &commit.group, &group.head, &append, body).await?;
-    write_epoch(tx, commit, &head, times.welcome_lifetime_seconds).await?;
+    write_epoch(tx, commit, &known, &head, times.welcome_lifetime_seconds).await?;
     let first_message = match &commit.first_message {
         None => None,
         Some(first) => {
@@ -173,161 +170,99 @@ pub(crate) async fn read_caller(
 }
 
 /// What the server knows of the things that a Commit names.
-async fn commit_facts(
+async fn read_known(
     tx: Tx<'_>,
     caller: &Caller,
     commit: &PreparedCommit,
     state: &Group,
     bar_seconds: u32,
-) -> TxResult<group::Commit> {
-    let (group, head) = (&commit.group, &state.head);
-    let barred = state.caller.and_then(|membership| membership.barred_seq);
-    // One that a settled Commit has ended needs no look at the clock.
-    let bar_is_over = match barred.filter(|seq| head.settled_seq < *seq) {
+) -> TxResult<Known> {
+    let (group, head, request) = (&commit.group, &state.head, &commit.request);
+    let bar_is_over = match facts::bar_to_look_at(head, state.caller) {
         Some(seq) => store::recovery::bar_is_over(tx, group, seq, bar_seconds).await?,
         None => false,
     };
-    let added_keys: Vec<DeviceKey> = commit.added.iter().map(|(key, _)| *key).collect();
-    let removed_keys: Vec<DeviceKey> = commit.removed.iter().map(|(key, _)| *key).collect();
-    if commit.is_external() {
+    let added: Vec<DeviceKey> = request.added.iter().map(|(key, _)| *key).collect();
+    let removed: Vec<DeviceKey> = request.removed.iter().map(|(key, _)| *key).collect();
+    if request.external {
         // A device that joins by itself may never have published anything.
         store::devices::remember(tx, caller.key, caller.user).await?;
     }
-    let known = store::devices::lock_added(tx, &added_keys).await?;
-    let mut named = added_keys.clone();
-    named.extend(&removed_keys);
-    let members = store::roster::current(tx, group, &named).await?;
-    let member_user = |key: DeviceKey| {
-        members
-            .iter()
-            .find(|(member, _)| *member == key)
-            .map(|(_, membership)| membership.user)
-    };
-    let added = commit
-        .added
-        .iter()
-        .map(|(key, user)| {
-            let device = known.iter().find(|d| d.key == *key);
-            group::Added {
-                key: *key,
-                user: *user,
-                known_user: device.map(|d| d.user),
-                revoked: device.is_some_and(|d| d.revoked),
-                member: member_user(*key).is_some(),
-            }
-        })
-        .collect();
-    let removed = commit
-        .removed
-        .iter()
-        .map(|(key, user)| group::Removed {
-            key: *key,
-            user: *user,
-            member_user: member_user(*key),
-        })
-        .collect();
-    let seen_chain = match commit.seen_seq {
-        0 => Some(chain::start()),
-        seq => store::log::chain_at(tx, group, seq).await?,
+    let devices = store::devices::lock_added(tx, &added).await?;
+    let seen_chain = match facts::chain_before_the_log(request.seen_seq) {
+        Some(start) => Some(start),
+        None => store::log::chain_at(tx, group, request.seen_seq).await?,
     };
     let (other_users, other_devices) = store::roster::others(
         tx,
         group,
         caller.key,
         caller.user,
-        &removed_keys,
+        &removed,
         head.settled_seq,
     )
     .await?;
-    let winner_seq = store::epochs::seq_of(tx, group, commit.epoch.saturating_add(1)).await?;
-    let proposals =
-        store::log::count_proposals(tx, group, head.epoch_seq, &commit.proposals).await?;
-    Ok(group::Commit {
-        device: caller.key,
-        user: caller.user,
-        content_hash: commit.content_hash,
-        kind: introduced(tx, caller, commit).await?,
-        epoch: commit.epoch,
-        epoch_seq: commit.epoch_seq,
-        voided_by: named_epoch(tx, group, head, commit.epoch_seq).await?.1,
-        winner_seq,
-        added,
-        removed,
-        proposals_known: proposals == commit.proposals.len(),
-        seen_seq: commit.seen_seq,
-        seen_chain_fits: seen_chain == Some(commit.seen_chain),
-        revoked_members: store::roster::revoked(tx, group).await?,
-        welcomed: welcomed(tx, commit).await?,
-        group_info_fits: commit.group_info_fits,
-        tree_fits: commit.tree.fits,
+    let proposals = &request.proposals;
+    Ok(Known {
+        devices,
+        members: store::roster::current(tx, group, &facts::named(request)).await?,
+        pending: store::roster::pending(tx, group).await?,
+        seen_chain,
+        winner_seq: store::epochs::seq_of(tx, group, request.epoch.saturating_add(1)).await?,
+        voided_by: named_epoch(tx, group, head, request.epoch_seq).await?.1,
+        proposals: store::log::count_proposals(tx, group, head.epoch_seq, proposals).await?,
+        packages: packages(tx, &request.welcomed).await?,
         bar_is_over,
         other_users,
         other_devices,
     })
 }
 
-/// An introduction counts when its signer is in the roster with the caller's user; its signature was checked before.
-async fn introduced(
-    tx: Tx<'_>,
-    caller: &Caller,
-    commit: &PreparedCommit,
-) -> TxResult<group::CommitKind> {
-    if !commit.is_external() {
-        return Ok(group::CommitKind::Member);
-    }
-    let introduced = match commit.introducer {
-        None => false,
-        Some(introducer) => {
-            let members = store::roster::current(tx, &commit.group, &[introducer]).await?;
-            members
-                .iter()
-                .any(|(_, membership)| membership.user == caller.user)
-        }
-    };
-    Ok(group::CommitKind::External { introduced })
-}
-
-async fn welcomed(tx: Tx<'_>, commit: &PreparedCommit) -> TxResult<Vec<Option<DeviceKey>>> {
-    let refs: Vec<Vec<u8>> = commit.secrets.iter().map(|(r, _)| r.clone()).collect();
-    let owners = store::key_packages::owners(tx, &refs).await?;
-    Ok(refs
-        .iter()
-        .map(|wanted| {
-            owners
-                .iter()
-                .find(|(reference, _)| reference == wanted)
-                .map(|(_, owner)| *owner)
+async fn packages(tx: Tx<'_>, refs: &[Vec<u8>]) -> TxResult<Vec<KnownPackage>> {
+    let rows = store::key_packages::by_refs(tx, refs).await?;
+    let packages = rows.into_iter().map(|(reference, owner, body)| {
+        let package = KeyPackage::parse(&body, body.len())
+            .map_err(|_| TxError::Rejected(Error::Corrupt("a stored KeyPackage")))?;
+        Ok(KnownPackage {
+            reference,
+            owner,
+            leaf: package.leaf.encoded(),
         })
-        .collect())
+    });
+    packages.collect()
 }
 
 /// Roster, epoch, tree and Welcomes of an accepted Commit.
 async fn write_epoch(
     tx: Tx<'_>,
     commit: &PreparedCommit,
+    known: &Known,
     head: &Head,
     welcome_lifetime_seconds: u64,
 ) -> TxResult<()> {
     let (group, seq) = (&commit.group, head.seq);
-    let removed: Vec<DeviceKey> = commit.removed.iter().map(|(key, _)| *key).collect();
+    let removed: Vec<DeviceKey> = commit.request.removed.iter().map(|(key, _)| *key).collect();
     let closed = store::roster::close(tx, group, seq, &removed).await?;
     if closed != removed.len() as u64 {
         return Err(TxError::Rejected(Error::Corrupt(
             "a removed member was not in the roster",
         )));
     }
-    let joiners: Vec<store::roster::Joiner> = commit
-        .added
-        .iter()
-        .map(|(key, user)| store::roster::Joiner {
-            key: *key,
-            user: *user,
-            leaf_index: commit.leaves.get(key).copied(),
+    let added = commit.request.added.iter();
+    let joiners: Vec<store::roster::Joiner> = added
+        .map(|(key, user)| {
+            let place = commit.leaves.get(key);
+            store::roster::Joiner {
+                key: *key,
+                user: *user,
+                leaf_index: place.map(|place| place.index),
+                signature_key: place.map(|place| place.signature_key.clone()),
+            }
         })
         .collect();
     store::roster::open(tx, group, seq, &joiners).await?;
     let epoch = store::epochs::Epoch {
-        epoch: commit.epoch + 1,
+        epoch: head.epoch,
         epoch_seq: seq,
         group_info: commit.group_info.clone(),
         group_state_hash: commit.group_state_hash.to_vec(),
@@ -338,10 +273,11 @@ async fn write_epoch(
     };
     store::epochs::insert(tx, group, &epoch).await?;
     write_tree(tx, group, head, &commit.tree).await?;
-    let owners: Vec<Option<DeviceKey>> = welcomed(tx, commit).await?;
-    for ((reference, secrets), owner) in commit.secrets.iter().zip(owners) {
+    for (reference, secrets) in &commit.secrets {
+        let package = known.packages.iter().find(|p| p.reference == *reference);
+        let owner = package.map(|package| package.owner);
         let owner = owner.ok_or(TxError::Rejected(Error::Corrupt(
-            "a KeyPackage vanished under the lock",
+            "a Welcome for nobody was accepted",
         )))?;
         store::welcomes::insert(
             tx,

@@ -133,7 +133,7 @@ pub async fn look(node: &Node, pulses: &[(Vec<u8>, Pulse)]) -> Result<(), DbErro
     }
     // Who is revoked goes first: every Commit has to remove them.
     let due = |(group, pulse): &&(Vec<u8>, Pulse)| {
-        pulse.pending_removals == 0 && node.hub.warming_is_due(group, pulse.epoch_seq)
+        !pulse.removals_wait && node.hub.warming_is_due(group, pulse.epoch_seq)
     };
     let due: Vec<(&[u8], u64)> = pulses
         .iter()

@@ -2,7 +2,7 @@
 
 use delivery_service::group::{
     Added, Command, Commit, CommitKind, Decision, DeviceKey, ExternalJoin, Group, Head, Leave,
-    Membership, Prior, Removed, Send, Stage, settle::Reported,
+    Membership, Prior, Rejection, Removed, Send, Stage, settle::Reported,
 };
 use uuid::Uuid;
 
@@ -131,8 +131,11 @@ impl Facts<'_> {
             seen_chain_fits: self.octet() % 8 != 7,
             revoked_members: self.list(Self::device),
             welcomed: self.list(|f| f.some(Self::device)),
-            group_info_fits: self.octet() % 8 != 7,
-            tree_fits: self.octet() % 8 != 7,
+            leaves_fit: self.octet() % 8 != 7,
+            fault: (self.octet() % 8 == 7).then_some(Rejection::WelcomeMismatch),
+            leaving_members: Vec::new(),
+            past_epochs: head.past_epochs,
+            external_join: head.external_join,
             other_users: self.yes(),
             other_devices: self.yes(),
             bar_is_over: self.octet() % 8 == 7,

@@ -110,6 +110,8 @@ pub struct ExternalCommit {
     pub removes: Vec<u32>,
     /// The joiner's new leaf.
     pub leaf: LeafNode,
+    /// HPKE keys of the nodes of its path.
+    pub path_keys: Vec<Vec<u8>>,
     signature: Vec<u8>,
     framed_content: Vec<u8>,
 }
@@ -167,7 +169,7 @@ fn public(reader: &mut Reader<'_>) -> Read<ExternalCommit> {
             return Err(Malformed("a PublicMessage that is no external Commit"));
         }
         let removes = external_proposals(r)?;
-        let leaf = r
+        let (leaf, path_keys) = r
             .optional(update_path)?
             .ok_or(Malformed("an external Commit without path"))?;
         Ok(ExternalCommit {
@@ -176,6 +178,7 @@ fn public(reader: &mut Reader<'_>) -> Read<ExternalCommit> {
             authenticated_data,
             removes,
             leaf,
+            path_keys,
             signature: Vec::new(),
             framed_content: Vec::new(),
         })
@@ -199,6 +202,9 @@ fn external_proposals(reader: &mut Reader<'_>) -> Read<Vec<u32>> {
                 inits += 1;
                 r.vector().map(|_| None)
             }
+            4 => Err(Malformed(
+                "a PreSharedKey proposal: this version takes none in an external Commit",
+            )),
             _ => Err(Malformed("a proposal that no external Commit may hold")),
         }
     })?;
@@ -208,13 +214,14 @@ fn external_proposals(reader: &mut Reader<'_>) -> Read<Vec<u32>> {
     Ok(removes.into_iter().flatten().collect())
 }
 
-fn update_path(reader: &mut Reader<'_>) -> Read<LeafNode> {
+fn update_path(reader: &mut Reader<'_>) -> Read<(LeafNode, Vec<Vec<u8>>)> {
     let leaf = LeafNode::read(reader)?;
-    let _nodes = reader.list(|r| {
-        let _encryption_key = r.vector()?;
-        r.list(|r| Ok((r.vector()?, r.vector()?))).map(|_| ())
+    let keys = reader.list(|r| {
+        let encryption_key = r.vector()?.to_vec();
+        r.list(|r| Ok((r.vector()?, r.vector()?)))?;
+        Ok(encryption_key)
     })?;
-    Ok(leaf)
+    Ok((leaf, keys))
 }
 
 impl ExternalCommit {

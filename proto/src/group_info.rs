@@ -1,5 +1,7 @@
 //! GroupInfo and GroupContext (RFC 9420 sections 12.4.3 and 8.1), read without keys.
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -28,7 +30,7 @@ pub struct GroupInfo {
     pub context_extensions: Vec<(u16, Vec<u8>)>,
     /// The GroupContext's bytes.
     pub group_context: Vec<u8>,
-    /// Key for external joins, if the GroupInfo gives one.
+    /// Key for external joins (RFC 9420 section 12.4.3.2), if the GroupInfo gives one.
     pub external_pub: Option<Vec<u8>>,
     /// Proves the epoch's state.
     pub confirmation_tag: Vec<u8>,
@@ -58,7 +60,7 @@ impl GroupInfo {
     fn unsigned(reader: &mut Reader<'_>) -> Read<Self> {
         let (group_context, mut info) = reader.span(Self::context)?;
         info.group_context = group_context.to_vec();
-        for (kind, data) in extensions(reader)? {
+        for (kind, data) in unique_extensions(reader)? {
             match kind {
                 RATCHET_TREE => return Err(Malformed("a ratchet_tree extension")),
                 EXTERNAL_PUB => {
@@ -98,7 +100,7 @@ impl GroupInfo {
             group_id,
             epoch,
             tree_hash,
-            context_extensions: extensions(reader)?,
+            context_extensions: unique_extensions(reader)?,
             group_context: Vec::new(),
             external_pub: None,
             confirmation_tag: Vec::new(),
@@ -128,6 +130,17 @@ impl GroupInfo {
             .find(|(kind, _)| *kind == POLICY_EXTENSION)
             .ok_or(Malformed("no policy extension"))?;
         Policy::decode(data)
+    }
+}
+
+/// Extensions, at most one of a type (RFC 9420 section 13.4).
+fn unique_extensions(reader: &mut Reader<'_>) -> Read<Vec<(u16, Vec<u8>)>> {
+    let extensions = extensions(reader)?;
+    let kinds: BTreeSet<u16> = extensions.iter().map(|(kind, _)| *kind).collect();
+    if kinds.len() == extensions.len() {
+        Ok(extensions)
+    } else {
+        Err(Malformed("an extension twice"))
     }
 }
 

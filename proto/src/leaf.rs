@@ -124,6 +124,13 @@ impl LeafNode {
         Ok(leaf)
     }
 
+    /// The leaf as it stands in trees and KeyPackages.
+    pub fn encoded(&self) -> Vec<u8> {
+        let mut bytes = self.to_be_signed.clone();
+        bytes.put_vector(&self.signature);
+        bytes
+    }
+
     /// Verifies the leaf's own signature; group and index bind all but a KeyPackage's leaf.
     pub fn verify(&self, suite: Suite, place: Option<(&[u8], u32)>) -> bool {
         let mut content = self.to_be_signed.clone();

@@ -8,11 +8,34 @@
 pub enum Mutant {
     /// The client merges its own staged Commit without the check that it makes of everybody else's.
     OwnCommitUnchecked,
+    /// The server takes a GroupInfo whose policy is not the group's.
+    ServerTakesChangedPolicy,
+    /// The server stores a GroupInfo without verifying its signature.
+    GroupInfoUnverified,
+    /// The server does not look at the removes, the place, and the signatures of an external Commit.
+    ExternalCommitUnread,
+    /// The server lets a repaired GroupInfo change suite and policy, and its tree hold anybody.
+    RepairUncompared,
+    /// The server does not compare the leaves that are added with the KeyPackages that the Welcomes name.
+    AddedLeafUncompared,
+    /// The server lets a Commit leave those in who asked to leave.
+    LeavingStays,
+    /// The server verifies failure reports with the leaves of the stored tree, which a member may have put there.
+    ReportKeyFromTree,
 }
 
 impl Mutant {
     /// All of them, in the order of the table that `./dev simulate --mutants` prints.
-    pub const ALL: &[Self] = &[Self::OwnCommitUnchecked];
+    pub const ALL: &[Self] = &[
+        Self::OwnCommitUnchecked,
+        Self::ServerTakesChangedPolicy,
+        Self::GroupInfoUnverified,
+        Self::ExternalCommitUnread,
+        Self::RepairUncompared,
+        Self::AddedLeafUncompared,
+        Self::LeavingStays,
+        Self::ReportKeyFromTree,
+    ];
 }
 
 #[cfg(feature = "mutants")]

@@ -1,5 +1,7 @@
 //! Commits: who may, in which epoch, and whether what they say of themselves fits.
 
+use chancery_proto::mutants::{self, Mutant};
+
 use super::{
     Commit, CommitKind, Committer, ConfirmBy, DeviceKey, ExternalJoin, Group, Head, Rejection,
     settle::settle,
@@ -18,11 +20,13 @@ impl Group {
         }
         check_roster(commit)?;
         check_welcomes(commit)?;
-        if !commit.group_info_fits {
-            return Err(Rejection::GroupInfoMismatch);
+        if let Some(fault) = &commit.fault {
+            return Err(fault.clone());
         }
-        if !commit.tree_fits {
-            return Err(Rejection::TreeMismatch);
+        if !commit.leaves_fit && !mutants::is_on(Mutant::AddedLeafUncompared) {
+            return Err(Rejection::TreeMismatch(
+                "a leaf that is added is not that of the KeyPackage that its Welcome names",
+            ));
         }
         Ok(self.head_after_commit(commit))
     }
@@ -74,11 +78,13 @@ impl Group {
         Ok(())
     }
 
+    /// Whoever was revoked or asked to leave goes with the next Commit of a member. A committer that leaves cannot remove itself.
     fn check_removals_done(&self, commit: &Commit) -> Result<(), Rejection> {
-        let left = commit
-            .revoked_members
-            .iter()
-            .filter(|revoked| commit.removed.iter().all(|r| r.key != **revoked))
+        let leaving = commit.leaving_members.iter();
+        let left = leaving
+            .filter(|leaving| **leaving != commit.device && !mutants::is_on(Mutant::LeavingStays))
+            .chain(&commit.revoked_members)
+            .filter(|pending| commit.removed.iter().all(|r| r.key != **pending))
             .count();
         match u32::try_from(left).unwrap_or(u32::MAX) {
             0 => Ok(()),
@@ -94,6 +100,8 @@ impl Group {
         let seq = next.seq;
         next.epoch += 1;
         next.epoch_seq = seq;
+        next.past_epochs = commit.past_epochs;
+        next.external_join = commit.external_join;
         let removed_others = commit.removed.iter().any(|r| r.key != commit.device);
         if removed_others {
             next.floor_seq = seq;

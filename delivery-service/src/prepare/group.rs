@@ -4,6 +4,7 @@ use chancery_proto::{
     common::v1::Reason,
     content_hash::ContentHasher,
     delivery::v1::CreateGroupRequest,
+    leaf::LeafNode,
     suite::Suite,
     tree::{Hashes, Tree},
 };
@@ -14,7 +15,14 @@ use super::{
     leaf::{leaf_is_callers, leaf_of},
     new_tree, tree_fits, tree_update,
 };
-use crate::{caller::Caller, error::Error, group::ExternalJoin, node::Node, read, store};
+use crate::{
+    caller::Caller,
+    error::Error,
+    group::ExternalJoin,
+    node::Node,
+    ordering::content::{check_creation, tree_hash_mismatch},
+    read, store,
+};
 
 /// A group ready to be created.
 #[derive(Debug, Clone)]
@@ -35,6 +43,8 @@ pub struct PreparedGroup {
     pub past_epochs: u64,
     /// From its policy.
     pub external_join: ExternalJoin,
+    /// The key of the creator's leaf.
+    pub signature_key: Vec<u8>,
     /// Leaves.
     pub tree_width: u32,
     /// Nodes that are not blank.
@@ -87,20 +97,14 @@ pub async fn group(
         .ok()
         .filter(|suite| node.config.suites.contains(suite))
         .ok_or_else(|| Error::refused(Reason::UnknownValue, "suite"))?;
-    let info = group_info(node, &request.group_info)?;
-    let mismatch = |why: &str| Error::refused(Reason::GroupInfoMismatch, why);
-    if info.group_id != group || info.suite != suite {
-        return Err(mismatch("the GroupInfo is of another group or suite"));
-    }
-    let policy = info.policy().map_err(|e| mismatch(e.0))?;
-    if policy.home_domain != node.config.domain {
-        return Err(mismatch("the policy names another home domain"));
-    }
-    let tree = new_tree(None, tree_update(node, request.tree.as_ref())?)?;
+    let limits = &node.config.limits;
+    let info = group_info(limits, &request.group_info)?;
+    let tree = new_tree(None, tree_update(limits, request.tree.as_ref())?)?;
     if !tree_fits(&tree, &info) {
-        return Err(Error::Rejected(crate::group::Rejection::TreeMismatch));
+        return Err(tree_hash_mismatch().into());
     }
-    check_only_leaf(node, caller, &tree).await?;
+    let leaf = check_only_leaf(node, caller, &tree).await?;
+    let policy = check_creation(&node.config.domain, (&group, suite), &info, &leaf)?;
     let mut hasher = ContentHasher::new("CreateGroup")
         .field(1, &group)
         .number(2, u64::from(request.suite))
@@ -116,6 +120,7 @@ pub async fn group(
         group_state_hash: info.group_state_hash(),
         past_epochs: policy.past_epochs.into(),
         external_join: join_of(policy.external_join),
+        signature_key: leaf.signature_key,
         tree_width: tree.width(),
         tree_hashes: Suite::from_code(suite).map_or_else(Hashes::new, |suite| tree.hashes(suite)),
         tree: tree.nodes().map(|(i, n)| (i, Some(n.to_vec()))).collect(),
@@ -124,7 +129,7 @@ pub async fn group(
     })
 }
 
-async fn check_only_leaf(node: &Node, caller: &Caller, tree: &Tree) -> Result<(), Error> {
+async fn check_only_leaf(node: &Node, caller: &Caller, tree: &Tree) -> Result<LeafNode, Error> {
     let leaves: Vec<&[u8]> = tree
         .nodes()
         .filter(|(index, _)| index.is_multiple_of(2))
@@ -138,5 +143,5 @@ async fn check_only_leaf(node: &Node, caller: &Caller, tree: &Tree) -> Result<()
     let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     drop(client);
     leaf_is_callers(node, caller, &leaf, now)?;
-    Ok(())
+    Ok(leaf)
 }

@@ -3,31 +3,21 @@
 use std::collections::BTreeMap;
 
 use chancery_proto::{
-    common::v1::Reason, delivery::v1::CommitBundle, leaf::LeafNode, policy::POLICY_EXTENSION,
+    certificate::{Anchors, DeviceCertificate},
+    common::v1::Reason,
+    delivery::v1::SubmitCommitRequest,
+    leaf::LeafNode,
+    mutants::{self, Mutant},
+    policy::POLICY_EXTENSION,
     signed,
+    tree::Tree,
 };
 use service_kit::db::{DbError, GenericClient};
+use uuid::Uuid;
 
-use crate::{caller::Caller, error::Error, group::DeviceKey, node::Node, store};
-
-/// What is wrong with an external Commit, found before the lock and said only if nothing else is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExternalFault {
-    /// Its signature does not verify.
-    Signature,
-}
-
-impl ExternalFault {
-    /// As a refusal.
-    pub fn error(self) -> Error {
-        match self {
-            Self::Signature => Error::refused(
-                Reason::CredentialInvalid,
-                "the external Commit's signature does not verify",
-            ),
-        }
-    }
-}
+use crate::{
+    caller::Caller, error::Error, group::DeviceKey, node::Node, ordering::content::NewLeaves, store,
+};
 
 /// An external joiner's leaf is the caller's: certificate, identity and key; and it can read the group's policy.
 pub(super) async fn check_external_leaf(
@@ -55,20 +45,34 @@ pub(crate) fn leaf_is_callers(
     caller: &Caller,
     leaf: &LeafNode,
     now: i64,
-) -> Result<chancery_proto::certificate::DeviceCertificate, Error> {
+) -> Result<DeviceCertificate, Error> {
+    let issuer = node.issuers.get(&caller.domain).ok_or_else(|| {
+        Error::refused(
+            Reason::CredentialInvalid,
+            "the Authentication Service was not heard yet",
+        )
+    })?;
+    let device = (caller.domain.as_str(), caller.key.device, caller.user);
+    leaf_is_of(&issuer.anchors, device, leaf, now)
+}
+
+/// The certificate of a leaf is of this domain, device, and user, verifies at `now` (Unix seconds), and is for the leaf's key.
+///
+/// # Errors
+/// `CREDENTIAL_INVALID`.
+pub fn leaf_is_of(
+    anchors: &Anchors,
+    (domain, device, user): (&str, Uuid, Uuid),
+    leaf: &LeafNode,
+    now: i64,
+) -> Result<DeviceCertificate, Error> {
     let invalid = |why: String| Error::refused(Reason::CredentialInvalid, why);
     let der = leaf.certificate().map_err(|e| invalid(e.to_string()))?;
-    let issuer = node
-        .issuers
-        .get(&caller.domain)
-        .ok_or_else(|| invalid("the Authentication Service was not heard yet".into()))?;
-    let certificate = issuer
-        .anchors
+    let certificate = anchors
         .verify_device(der, now)
         .map_err(|e| invalid(e.to_string()))?;
-    let same = certificate.domain == caller.domain
-        && certificate.device == caller.key.device
-        && certificate.user == caller.user;
+    let same =
+        certificate.domain == domain && certificate.device == device && certificate.user == user;
     if !same {
         return Err(invalid("the certificate is another device's".into()));
     }
@@ -82,11 +86,15 @@ pub(crate) fn leaf_is_callers(
 pub(super) async fn introducer(
     node: &Node,
     caller: &Caller,
-    bundle: &CommitBundle,
+    request: &SubmitCommitRequest,
     group: &[u8],
     leaf: &LeafNode,
 ) -> Result<Option<DeviceKey>, Error> {
-    let Some(introduction) = &bundle.introduction else {
+    let introduction = request
+        .bundles
+        .first()
+        .and_then(|b| b.introduction.as_ref());
+    let Some(introduction) = introduction else {
         return Ok(None);
     };
     let device_ref = introduction
@@ -130,7 +138,8 @@ pub(super) async fn introducer(
     }
 }
 
-/// The signature key of a device's leaf in the tree of the epoch named `seq`: no directory is asked.
+/// The signature key of a device's leaf in the epoch named `seq`: the one that it was let in with, which no member can replace by
+/// another tree. Of a membership that is older than that record it is read from the stored tree. No directory is asked.
 ///
 /// # Errors
 /// The database.
@@ -141,6 +150,11 @@ pub async fn leaf_key<C: GenericClient>(
     domain: &str,
     device: DeviceKey,
 ) -> Result<Option<Vec<u8>>, DbError> {
+    if !mutants::is_on(Mutant::ReportKeyFromTree)
+        && let Some(key) = store::roster::signature_key(client, group, seq, device).await?
+    {
+        return Ok(Some(key));
+    }
     // Where the leaf stands was told by whoever added it; what stands there says whether that is true.
     if let Some(leaf) = store::roster::leaf_index(client, group, device).await? {
         let node = store::tree::nodes_at(client, group, seq, &[leaf.saturating_mul(2)]).await?;
@@ -153,27 +167,64 @@ pub async fn leaf_key<C: GenericClient>(
     Ok(leaf_key_of(&nodes, domain, device.device))
 }
 
-/// Where the leaves of devices are among nodes that change.
-pub(super) fn leaf_indices(
-    domain_of: impl Fn(&str) -> Option<i16>,
-    changes: &[store::tree::Node],
-) -> BTreeMap<DeviceKey, u32> {
-    let leaves = changes.iter().filter(|(index, _)| index.is_multiple_of(2));
-    let device = |node: &[u8]| {
-        let leaf = leaf_of(node)?;
-        let named = chancery_proto::certificate::read_device(leaf.certificate().ok()?).ok()?;
-        Some(DeviceKey {
-            domain: domain_of(&named.domain)?,
-            device: named.device,
-        })
-    };
-    leaves
-        .filter_map(|(index, node)| Some((device(node.as_deref()?)?, index / 2)))
-        .collect()
+/// Where a leaf is, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Leaf index.
+    pub index: u32,
+    /// The leaf's signature key.
+    pub signature_key: Vec<u8>,
+}
+
+fn device_of(domain_of: &dyn Fn(&str) -> Option<i16>, leaf: &LeafNode) -> Option<DeviceKey> {
+    let named = chancery_proto::certificate::read_device(leaf.certificate().ok()?).ok()?;
+    Some(DeviceKey {
+        domain: domain_of(&named.domain)?,
+        device: named.device,
+    })
+}
+
+/// Whether a leaf's certificate names this device.
+pub(super) fn names(leaf: &LeafNode, domain: &str, key: DeviceKey) -> bool {
+    device_of(&|named| (named == domain).then_some(key.domain), leaf) == Some(key)
+}
+
+/// Where the leaves that a Commit writes are, by the device that their certificates name.
+pub fn leaf_places(
+    domain_of: &dyn Fn(&str) -> Option<i16>,
+    leaves: &NewLeaves,
+) -> BTreeMap<DeviceKey, Place> {
+    let written = leaves.iter();
+    let written = written.filter_map(|(index, leaf)| Some((*index, leaf.as_ref()?)));
+    let places = written.filter_map(|(index, leaf)| {
+        let place = Place {
+            index,
+            signature_key: leaf.signature_key.clone(),
+        };
+        Some((device_of(domain_of, leaf)?, place))
+    });
+    places.collect()
+}
+
+/// The leaves of a whole tree by the device that their certificates name; `None` if one names nobody, or two the same device.
+pub fn leaves_by_device(
+    domain_of: &dyn Fn(&str) -> Option<i16>,
+    tree: &Tree,
+) -> Option<BTreeMap<DeviceKey, LeafNode>> {
+    let mut leaves = BTreeMap::new();
+    for (index, node) in tree.nodes() {
+        if index.is_multiple_of(2) {
+            let leaf = leaf_of(node)?;
+            if leaves.insert(device_of(domain_of, &leaf)?, leaf).is_some() {
+                return None;
+            }
+        }
+    }
+    Some(leaves)
 }
 
 /// The signature key of a device's leaf among nodes of a tree.
-pub fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -> Option<Vec<u8>> {
+pub fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: Uuid) -> Option<Vec<u8>> {
     nodes
         .iter()
         .filter(|(index, _)| index.is_multiple_of(2))
@@ -188,7 +239,7 @@ pub fn leaf_key_of(nodes: &[(u32, Vec<u8>)], domain: &str, device: uuid::Uuid) -
 }
 
 /// A leaf out of `optional<Node>`.
-pub(super) fn leaf_of(node: &[u8]) -> Option<LeafNode> {
+pub fn leaf_of(node: &[u8]) -> Option<LeafNode> {
     let [1, 1, body @ ..] = node else {
         return None;
     };

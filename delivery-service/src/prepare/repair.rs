@@ -1,9 +1,12 @@
 //! A GroupInfo that a member puts in the place of a false one.
 
+use std::collections::BTreeMap;
+
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::PutGroupInfoRequest,
     group_info::GroupInfo,
+    leaf::LeafNode,
     suite::Suite,
     tree::{Hashes, Tree},
 };
@@ -11,10 +14,17 @@ use service_kit::db::DbError;
 
 use super::{
     group_info,
-    leaf::{leaf_is_callers, leaf_of},
+    leaf::{leaf_is_callers, leaf_of, leaves_by_device},
     new_tree, tree_fits, tree_update,
 };
-use crate::{caller::Caller, error::Error, node::Node, read, store};
+use crate::{
+    caller::Caller,
+    error::Error,
+    group::{DeviceKey, Rejection},
+    node::Node,
+    ordering::content::tree_hash_mismatch,
+    read, store,
+};
 
 /// A GroupInfo ready to be stored.
 #[derive(Debug, Clone)]
@@ -29,6 +39,10 @@ pub struct PreparedInfo {
     pub group_info: Vec<u8>,
     /// Its state's hash.
     pub group_state_hash: [u8; 32],
+    /// The GroupInfo, read.
+    pub info: GroupInfo,
+    /// The leaves of the tree by device.
+    pub leaves: BTreeMap<DeviceKey, LeafNode>,
     /// The whole tree.
     pub tree: Tree,
     /// Hashes of its subtrees.
@@ -45,23 +59,25 @@ pub async fn repair(
     request: &PutGroupInfoRequest,
 ) -> Result<PreparedInfo, Error> {
     let group = read::group_id(node, request.group.as_ref())?;
-    let info = group_info(node, &request.group_info)?;
-    let mismatch = |why: &str| Error::refused(Reason::GroupInfoMismatch, why);
+    let limits = &node.config.limits;
+    let info = group_info(limits, &request.group_info)?;
     if info.group_id != group {
-        return Err(mismatch("the GroupInfo is of another group"));
-    }
-    let policy = info.policy().map_err(|e| mismatch(e.0))?;
-    if policy.home_domain != node.config.domain {
-        return Err(mismatch("the policy names another home domain"));
+        return Err(Error::refused(
+            Reason::GroupInfoMismatch,
+            "the GroupInfo is of another group",
+        ));
     }
     if !request.tree.as_ref().is_some_and(|tree| tree.full) {
         return Err(Error::malformed("tree", "a repair carries the whole tree"));
     }
-    let tree = new_tree(None, tree_update(node, request.tree.as_ref())?)?;
+    let tree = new_tree(None, tree_update(limits, request.tree.as_ref())?)?;
     if !tree_fits(&tree, &info) {
-        return Err(Error::Rejected(crate::group::Rejection::TreeMismatch));
+        return Err(tree_hash_mismatch().into());
     }
     check_signer(node, caller, &info, &tree).await?;
+    let leaves = leaves_by_device(&|domain| node.domains.id(domain), &tree).ok_or(
+        Rejection::TreeMismatch("a leaf of the tree names no device, or two name the same"),
+    )?;
     Ok(PreparedInfo {
         epoch: info.epoch,
         epoch_seq: request.epoch_seq,
@@ -70,6 +86,8 @@ pub async fn repair(
         tree_hashes: Suite::from_code(info.suite)
             .map_or_else(Hashes::new, |suite| tree.hashes(suite)),
         tree,
+        leaves,
+        info,
         group,
     })
 }

@@ -8,8 +8,8 @@ use chancery_proto::{
 };
 use service_kit::db::{DbError, GenericClient};
 
-use super::{malformed, new_tree, tree_fits, tree_update};
-use crate::{error::Error, node::Node, store};
+use super::{leaf_of, malformed, new_tree, tree_fits, tree_update};
+use crate::{error::Error, node::Node, ordering::content::NewLeaves, store};
 
 /// What is stored of an epoch's tree.
 #[derive(Debug, Clone)]
@@ -31,8 +31,48 @@ pub struct TreeAfter {
     pub changes: Vec<store::tree::Node>,
     /// Hashes of the subtrees that are not as they were; none for a suite whose hash is not known here.
     pub hashes: Hashes,
+    /// Leaves that are to be written, by leaf index.
+    pub leaves: NewLeaves,
     /// It hashes to what the GroupInfo says.
     pub fits: bool,
+}
+
+impl TreeAfter {
+    /// The tree after an update, hashed whole.
+    ///
+    /// # Errors
+    /// Malformed.
+    pub fn whole(old: Option<&Tree>, update: &TreeUpdate, info: &GroupInfo) -> Result<Self, Error> {
+        let tree = new_tree(old, update)?;
+        let nothing = Tree::default();
+        let changes = tree.changes_since(old.unwrap_or(&nothing));
+        Ok(Self {
+            width: tree.width(),
+            leaves: new_leaves(&changes)?,
+            changes,
+            hashes: Suite::from_code(info.suite)
+                .map(|suite| tree.hashes(suite))
+                .unwrap_or_default(),
+            fits: tree_fits(&tree, info),
+        })
+    }
+}
+
+/// The leaves among nodes that are to be written.
+///
+/// # Errors
+/// Malformed: a leaf that does not parse.
+pub fn new_leaves(changes: &[store::tree::Node]) -> Result<NewLeaves, Error> {
+    let leaves = changes.iter().filter(|(index, _)| index.is_multiple_of(2));
+    leaves
+        .map(|(index, node)| match node {
+            None => Ok((index / 2, None)),
+            Some(node) => match leaf_of(node) {
+                Some(leaf) => Ok((index / 2, Some(leaf))),
+                None => Err(Error::malformed("tree", "a leaf that does not parse")),
+            },
+        })
+        .collect()
 }
 
 /// The tree after an update. What only changes a little is hashed from stored hashes; a whole tree, one that gets narrower, and one whose hashes were not
@@ -47,7 +87,7 @@ pub(super) async fn tree_after(
     update: Option<&TreeUpdate>,
     info: &GroupInfo,
 ) -> Result<TreeAfter, Error> {
-    let update = tree_update(node, update)?;
+    let update = tree_update(&node.config.limits, update)?;
     let suite = Suite::from_code(info.suite);
     let client = node.db.client().await?;
     if let (Some(before), Some(suite)) = (before, suite)
@@ -57,9 +97,11 @@ pub(super) async fn tree_after(
             .map_err(DbError::from)?
     {
         let changes = patch.changes();
+        let changes: Vec<_> = changes.map(|(i, n)| (i, n.map(<[u8]>::to_vec))).collect();
         return Ok(TreeAfter {
             width: patch.width(),
-            changes: changes.map(|(i, n)| (i, n.map(<[u8]>::to_vec))).collect(),
+            leaves: new_leaves(&changes)?,
+            changes,
             fits: hashes.get(&patch.root()) == Some(&info.tree_hash),
             hashes,
         });
@@ -69,13 +111,7 @@ pub(super) async fn tree_after(
         None => None,
     };
     drop(client);
-    let tree = new_tree(old.as_ref(), update)?;
-    Ok(TreeAfter {
-        width: tree.width(),
-        changes: tree.changes_since(&old.unwrap_or_default()),
-        hashes: suite.map(|suite| tree.hashes(suite)).unwrap_or_default(),
-        fits: tree_fits(&tree, info),
-    })
+    TreeAfter::whole(old.as_ref(), update, info)
 }
 
 /// The hashes after a patch, if those before it are there.

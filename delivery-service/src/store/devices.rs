@@ -7,21 +7,14 @@ use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
 use super::{columns, device_key, place_of, signed, unsigned};
-use crate::group::DeviceKey;
-
-/// One known device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
-    /// The device.
-    pub key: DeviceKey,
-    /// Its user.
-    pub user: Uuid,
-    /// Never undone.
-    pub revoked: bool,
-}
+use crate::{group::DeviceKey, ordering::facts::KnownDevice};
 
 /// Notes a device on its first changing request; returns what is known of it (the user of the first time, never of a later one).
-pub async fn remember(tx: &Transaction<'_>, key: DeviceKey, user: Uuid) -> Result<Device, Error> {
+pub async fn remember(
+    tx: &Transaction<'_>,
+    key: DeviceKey,
+    user: Uuid,
+) -> Result<KnownDevice, Error> {
     let sql = "/* devices::remember */ INSERT INTO devices (domain_id, device_id, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     tx.execute(
         &tx.prepare_cached(sql).await?,
@@ -29,7 +22,7 @@ pub async fn remember(tx: &Transaction<'_>, key: DeviceKey, user: Uuid) -> Resul
     )
     .await?;
     let known = find(tx, &[key]).await?;
-    Ok(known.first().copied().unwrap_or(Device {
+    Ok(known.first().copied().unwrap_or(KnownDevice {
         key,
         user,
         revoked: false,
@@ -40,14 +33,17 @@ pub async fn remember(tx: &Transaction<'_>, key: DeviceKey, user: Uuid) -> Resul
 pub async fn find<C: GenericClient>(
     client: &C,
     devices: &[DeviceKey],
-) -> Result<Vec<Device>, Error> {
+) -> Result<Vec<KnownDevice>, Error> {
     let sql = "/* devices::find */ SELECT v.* FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
                (SELECT domain_id, device_id, user_id, revoked FROM devices WHERE domain_id = q.domain_id AND device_id = q.device_id OFFSET 0) v";
     select(client, sql, devices).await
 }
 
 /// The same for devices that a Commit adds, locked against a revocation at the same time, in id order.
-pub async fn lock_added(tx: &Transaction<'_>, devices: &[DeviceKey]) -> Result<Vec<Device>, Error> {
+pub async fn lock_added(
+    tx: &Transaction<'_>,
+    devices: &[DeviceKey],
+) -> Result<Vec<KnownDevice>, Error> {
     let sql = "/* devices::lock_added */ SELECT v.* FROM unnest($1::smallint[], $2::uuid[]) AS q(domain_id, device_id) CROSS JOIN LATERAL \
                (SELECT domain_id, device_id, user_id, revoked FROM devices WHERE domain_id = q.domain_id AND device_id = q.device_id FOR KEY SHARE) v";
     let mut devices = devices.to_vec();
@@ -59,14 +55,14 @@ async fn select<C: GenericClient>(
     client: &C,
     sql: &str,
     devices: &[DeviceKey],
-) -> Result<Vec<Device>, Error> {
+) -> Result<Vec<KnownDevice>, Error> {
     let (domains, ids) = columns(devices);
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&domains, &ids])
         .await?;
     Ok(rows
         .iter()
-        .map(|row| Device {
+        .map(|row| KnownDevice {
             key: device_key(row),
             user: row.get(2),
             revoked: row.get(3),

@@ -236,8 +236,8 @@ pub struct Pulse {
     pub epoch_seq: u64,
     /// The current epoch, where it is unsettled.
     pub unsettled: Option<u64>,
-    /// Devices revoked and still in the roster.
-    pub pending_removals: u32,
+    /// Devices that were revoked or asked to leave are still in the roster.
+    pub removals_wait: bool,
 }
 
 /// The pulses of several groups.
@@ -245,8 +245,9 @@ pub async fn pulses<C: GenericClient>(
     client: &C,
     groups: &[&[u8]],
 ) -> Result<Vec<(Vec<u8>, Pulse)>, Error> {
-    let sql = "/* groups::pulses */ SELECT group_id, head_seq, epoch_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, pending_removals \
-               FROM group_heads WHERE group_id = ANY($1)";
+    let sql = "/* groups::pulses */ SELECT group_id, head_seq, epoch_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, \
+               EXISTS (SELECT 1 FROM members m WHERE m.group_id = h.group_id AND m.removed_seq IS NULL AND m.pending > 0) \
+               FROM group_heads h WHERE group_id = ANY($1)";
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&groups])
         .await?;
@@ -257,7 +258,7 @@ pub async fn pulses<C: GenericClient>(
                 head_seq: unsigned(row.get(1)),
                 epoch_seq: unsigned(row.get(2)),
                 unsettled: row.get::<_, Option<i64>>(3).map(unsigned),
-                pending_removals: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
+                removals_wait: row.get(4),
             };
             (row.get(0), pulse)
         })

@@ -209,12 +209,15 @@ pub async fn mark_claimed(
     .await
 }
 
-/// Whose KeyPackages these are, and when their Welcomes end (Unix seconds).
-pub async fn owners(
+/// KeyPackages by their refs, each with its owner and its bytes.
+pub async fn by_refs(
     tx: &Transaction<'_>,
     refs: &[Vec<u8>],
-) -> Result<Vec<(Vec<u8>, DeviceKey)>, Error> {
-    let sql = "/* key_packages::owners */ SELECT ref, domain_id, device_id FROM key_packages WHERE ref = ANY($1)";
+) -> Result<Vec<(Vec<u8>, DeviceKey, Vec<u8>)>, Error> {
+    if refs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql = "/* key_packages::by_refs */ SELECT ref, domain_id, device_id, body FROM key_packages WHERE ref = ANY($1)";
     let rows = tx.query(&tx.prepare_cached(sql).await?, &[&refs]).await?;
     Ok(rows
         .iter()
@@ -223,7 +226,7 @@ pub async fn owners(
                 domain: row.get(1),
                 device: row.get(2),
             };
-            (row.get(0), key)
+            (row.get(0), key, row.get(3))
         })
         .collect())
 }

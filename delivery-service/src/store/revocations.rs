@@ -249,7 +249,7 @@ pub async fn barrier<C: GenericClient>(
 ) -> Result<(Vec<DeviceKey>, Option<i64>), Error> {
     let sql = "/* revocations::barrier */ SELECT domain_id, device_id, \
                (SELECT (extract(epoch FROM until) * 1000000)::bigint FROM asked WHERE group_id = $1 AND until > now()) \
-               FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2 ORDER BY domain_id, device_id LIMIT $2";
+               FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending > 0 ORDER BY domain_id, device_id LIMIT $2";
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&group, &at_most])
         .await?;

@@ -5,7 +5,10 @@ use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
 use super::{columns, device_key, place_of, signed, unsigned};
-use crate::group::{DeviceKey, Membership};
+use crate::{
+    group::{DeviceKey, Membership},
+    ordering::facts::Pending,
+};
 
 /// A closed or open interval in which a device may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,11 +248,22 @@ pub async fn unmarked<C: GenericClient>(
         .collect())
 }
 
-/// Members marked as revoked.
-pub async fn revoked(tx: &Transaction<'_>, group: &[u8]) -> Result<Vec<DeviceKey>, Error> {
-    let sql = "/* roster::revoked */ SELECT domain_id, device_id FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending = 2";
+/// Members that are to be removed, and why.
+pub async fn pending(
+    tx: &Transaction<'_>,
+    group: &[u8],
+) -> Result<Vec<(DeviceKey, Pending)>, Error> {
+    let sql = "/* roster::pending */ SELECT domain_id, device_id, pending = 2 FROM members WHERE group_id = $1 AND removed_seq IS NULL AND pending > 0";
     let rows = tx.query(&tx.prepare_cached(sql).await?, &[&group]).await?;
-    Ok(rows.iter().map(device_key).collect())
+    let pending = rows.iter().map(|row| {
+        let why = if row.get(2) {
+            Pending::Revoked
+        } else {
+            Pending::Leaving
+        };
+        (device_key(row), why)
+    });
+    Ok(pending.collect())
 }
 
 /// Where the leave request of a membership that is leaving already stands, with its chain value.
@@ -351,7 +365,7 @@ pub async fn close(
 }
 
 /// A device that becomes a member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joiner {
     /// The device.
     pub key: DeviceKey,
@@ -359,6 +373,8 @@ pub struct Joiner {
     pub user: Uuid,
     /// Where its leaf is, as its certificate in the tree says.
     pub leaf_index: Option<u32>,
+    /// The key of that leaf.
+    pub signature_key: Option<Vec<u8>>,
 }
 
 /// Where the leaf of a device is, or was last.
@@ -377,6 +393,55 @@ pub async fn leaf_index<C: GenericClient>(
         .await?;
     let index = row.and_then(|row| row.get::<_, Option<i32>>(0));
     Ok(index.and_then(|index| u32::try_from(index).ok()))
+}
+
+/// Where the leaf of an open membership is, as far as that was kept; `None` for a device that is not in.
+pub async fn open_leaf<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    device: DeviceKey,
+) -> Result<Option<Option<u32>>, Error> {
+    let sql = "/* roster::open_leaf */ SELECT leaf_index FROM members \
+               WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 AND removed_seq IS NULL";
+    let row = client
+        .query_opt(
+            &client.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device],
+        )
+        .await?;
+    let index = |row: tokio_postgres::Row| row.get::<_, Option<i32>>(0);
+    Ok(row.map(|row| index(row).and_then(|index| u32::try_from(index).ok())))
+}
+
+/// The key that the leaf of a device was let in with, of its membership at `seq`, where it was kept.
+pub async fn signature_key<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+    device: DeviceKey,
+) -> Result<Option<Vec<u8>>, Error> {
+    let sql = "/* roster::signature_key */ SELECT signature_key FROM members \
+               WHERE group_id = $1 AND domain_id = $2 AND device_id = $3 AND joined_seq <= $4 ORDER BY joined_seq DESC LIMIT 1";
+    let row = client
+        .query_opt(
+            &client.prepare_cached(sql).await?,
+            &[&group, &device.domain, &device.device, &signed(seq)],
+        )
+        .await?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
+/// The members, each with the key that its leaf was let in with, where it was kept.
+pub async fn keys(
+    tx: &Transaction<'_>,
+    group: &[u8],
+) -> Result<Vec<(DeviceKey, Option<Vec<u8>>)>, Error> {
+    let sql = "/* roster::keys */ SELECT domain_id, device_id, signature_key FROM members WHERE group_id = $1 AND removed_seq IS NULL";
+    let rows = tx.query(&tx.prepare_cached(sql).await?, &[&group]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| (device_key(row), row.get(2)))
+        .collect())
 }
 
 /// The leaves of the members, as far as they are known, each with its device and whether that one is in good standing.
@@ -409,13 +474,24 @@ pub async fn open(
         .iter()
         .map(|joiner| joiner.leaf_index.and_then(|leaf| i32::try_from(leaf).ok()))
         .collect();
+    let signature_keys = devices.iter().map(|joiner| joiner.signature_key.as_deref());
+    let signature_keys: Vec<Option<&[u8]>> = signature_keys.collect();
     let (domains, ids) = columns(&keys);
-    let sql = "/* roster::open */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq, leaf_index) \
-               SELECT $1, d.domain_id, d.device_id, d.user_id, $2, d.leaf_index \
-               FROM unnest($3::smallint[], $4::uuid[], $5::uuid[], $6::int[]) AS d(domain_id, device_id, user_id, leaf_index)";
+    let sql = "/* roster::open */ INSERT INTO members (group_id, domain_id, device_id, user_id, joined_seq, leaf_index, signature_key) \
+               SELECT $1, d.domain_id, d.device_id, d.user_id, $2, d.leaf_index, d.signature_key \
+               FROM unnest($3::smallint[], $4::uuid[], $5::uuid[], $6::int[], $7::bytea[]) \
+               AS d(domain_id, device_id, user_id, leaf_index, signature_key)";
     tx.execute(
         &tx.prepare_cached(sql).await?,
-        &[&group, &signed(seq), &domains, &ids, &users, &leaves],
+        &[
+            &group,
+            &signed(seq),
+            &domains,
+            &ids,
+            &users,
+            &leaves,
+            &signature_keys,
+        ],
     )
     .await?;
     let sql = "/* roster::open */ INSERT INTO device_groups (domain_id, device_id, group_id, seq, member, welcome_seq) \

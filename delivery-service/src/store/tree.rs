@@ -96,6 +96,25 @@ pub async fn nodes_at<C: GenericClient>(
     some_at(client, sql, group, seq, indices).await
 }
 
+/// How many of the leaves before the leaf index `end` are filled in the epoch named `seq`.
+pub async fn filled_leaves<C: GenericClient>(
+    client: &C,
+    group: &[u8],
+    seq: u64,
+    end: u32,
+) -> Result<u32, Error> {
+    let sql = "/* tree::filled_leaves */ SELECT count(*) FROM generate_series(0, $3::int - 1) AS q(i) CROSS JOIN LATERAL \
+               (SELECT node IS NOT NULL AS filled FROM tree_nodes WHERE group_id = $1 AND node_index = 2 * q.i AND from_seq <= $2 \
+               ORDER BY from_seq DESC LIMIT 1) t WHERE t.filled";
+    let row = client
+        .query_one(
+            &client.prepare_cached(sql).await?,
+            &[&group, &signed(seq), &stored_index(end)],
+        )
+        .await?;
+    Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
+}
+
 /// Hashes of some subtrees of the epoch named `seq`, as far as they were written.
 pub async fn hashes_at<C: GenericClient>(
     client: &C,

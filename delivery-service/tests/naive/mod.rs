@@ -200,8 +200,11 @@ impl Model {
                 } else {
                     vec![]
                 },
-                group_info_fits: true,
-                tree_fits: true,
+                leaving_members: Vec::new(),
+                leaves_fit: true,
+                past_epochs: self.head.past_epochs,
+                external_join: self.head.external_join,
+                fault: None,
                 bar_is_over: false,
                 other_users: (0..DEVICES).any(|n| stays(&n) && user(n) != user(by)),
                 other_devices: (0..DEVICES).any(|n| stays(&n)),

@@ -4,9 +4,9 @@ use chancery_proto::chain::{self, ChainInput};
 use client_cli::core::pending::Told;
 use delivery_service::{
     group::{
-        Added, Command, Commit, CommitKind, Decision, DeviceKey, ExternalJoin, Group, Head,
-        Membership, Prior, Rejection, Removed, Send,
+        Command, Decision, DeviceKey, ExternalJoin, Group, Head, Membership, Prior, Rejection, Send,
     },
+    ordering::facts::{self, CommitRequest, Known, KnownDevice, Pending},
     read::{Span, next_span},
     store::roster::Interval,
 };
@@ -453,63 +453,71 @@ impl Server {
         let external = *change == Change::Resync;
         let mut gone = removes.clone();
         gone.extend(external.then_some(request.by));
-        let stays = |row: &&Row| {
-            row.removed.is_none() && row.device != request.by && !gone.contains(&row.device)
-        };
-        let others = self.rows.iter().filter(stays).count();
-        let next = self
-            .epochs
-            .iter()
-            .find(|(epoch, _)| *epoch == request.epoch + 1);
-        let chain_seen = match *seen_seq {
-            0 => Some(chain::start()),
-            seq => self
-                .log
-                .get(usize::try_from(seq - 1).unwrap_or(usize::MAX))
-                .map(|entry| entry.chain),
-        };
-        Command::Commit(Commit {
+        let commit = CommitRequest {
             device,
             user: user(request.by),
             content_hash,
-            kind: if external {
-                CommitKind::External { introduced: false }
-            } else {
-                CommitKind::Member
-            },
+            external,
+            introducer: None,
             epoch: request.epoch,
             epoch_seq: request.epoch_seq,
-            voided_by: None,
-            winner_seq: next.map(|(_, name)| *name),
             added: external
-                .then(|| Added {
-                    key: device,
-                    user: user(request.by),
-                    known_user: Some(user(request.by)),
-                    revoked: self.is_revoked(request.by),
-                    member: self.is_member(request.by),
-                })
+                .then(|| (device, user(request.by)))
                 .into_iter()
                 .collect(),
-            removed: gone
-                .iter()
-                .map(|n| Removed {
-                    key: key(*n),
-                    user: user(*n),
-                    member_user: self.row(*n).map(|_| user(*n)),
+            removed: gone.iter().map(|n| (key(*n), user(*n))).collect(),
+            proposals: Vec::new(),
+            seen_seq: *seen_seq,
+            seen_chain: *seen_chain,
+            welcomed: Vec::new(),
+            new_leaves: Vec::new(),
+            past_epochs: self.head.past_epochs,
+            external_join: self.head.external_join,
+            fault: None,
+        };
+        Command::Commit(facts::facts(&commit, &self.known(&commit, &gone)))
+    }
+
+    /// What is read for a Commit that removes these devices.
+    fn known(&self, commit: &CommitRequest, gone: &[u8]) -> Known {
+        let stays = |row: &&Row| {
+            row.removed.is_none() && key(row.device) != commit.device && !gone.contains(&row.device)
+        };
+        let others = self.rows.iter().filter(stays).count();
+        let open = self.rows.iter().filter(|row| row.removed.is_none());
+        let device = |n: u8| KnownDevice {
+            key: key(n),
+            user: user(n),
+            revoked: self.is_revoked(n),
+        };
+        let next = self
+            .epochs
+            .iter()
+            .find(|(epoch, _)| *epoch == commit.epoch + 1);
+        let entry = |seq: u64| self.log.get(usize::try_from(seq - 1).unwrap_or(usize::MAX));
+        Known {
+            devices: self.rows.iter().map(|row| device(row.device)).collect(),
+            members: open
+                .map(|row| {
+                    let membership = Membership {
+                        user: user(row.device),
+                        joined_seq: row.joined,
+                        barred_seq: None,
+                    };
+                    (key(row.device), membership)
                 })
                 .collect(),
-            proposals_known: true,
-            seen_seq: *seen_seq,
-            seen_chain_fits: chain_seen == Some(*seen_chain),
-            revoked_members: self.unremoved().map(key).collect(),
-            welcomed: Vec::new(),
-            group_info_fits: true,
-            tree_fits: true,
-            bar_is_over: false,
+            pending: self
+                .unremoved()
+                .map(|n| (key(n), Pending::Revoked))
+                .collect(),
+            seen_chain: facts::chain_before_the_log(commit.seen_seq)
+                .or_else(|| entry(commit.seen_seq).map(|entry| entry.chain)),
+            winner_seq: next.map(|(_, name)| *name),
             other_users: others > 0,
             other_devices: others > 0,
-        })
+            ..Known::default()
+        }
     }
 
     /// What is wrong with the log, if anything is.

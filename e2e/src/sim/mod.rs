@@ -152,10 +152,10 @@ fn tell(played: &std::cell::RefCell<Played>, kind: &'static str, line: String) {
 impl World {
     async fn start(seed: u64) -> anyhow::Result<Self> {
         let clock = Clock::start();
-        let service = Arc::new(Service::new(clock.clone()));
+        let authority = Authority::new(clock.clone())?;
+        let service = Arc::new(Service::new(clock.clone(), authority.anchors()));
         let network = Network::new(service.clone(), clock.clone(), seed ^ 0x006e_6574);
         let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
-        let authority = Authority::new(clock.clone())?;
         let mut slots = Vec::new();
         for n in 0..DEVICES {
             let device = Device::new(&authority, &network, &random, n)?;

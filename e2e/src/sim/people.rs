@@ -41,6 +41,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     intermediate: Vec<u8>,
     trust: Trust,
+    anchors: Anchors,
     clock: Clock,
 }
 
@@ -72,15 +73,21 @@ impl Authority {
         let mut params = authority(0);
         params.extended_key_usages = usages(&[DEVICE_EKU, STATUS_EKU]);
         let intermediate = params.signed_by(&key, &root_issuer)?.der().to_vec();
-        let pinned = Anchors::pinned(&root, std::slice::from_ref(&intermediate), clock.seconds());
+        let anchors = Anchors::pinned(&root, std::slice::from_ref(&intermediate), clock.seconds())?;
         let mut trust = Trust::default();
-        trust.pin(DOMAIN, pinned?);
+        trust.pin(DOMAIN, anchors.clone());
         Ok(Self {
             issuer: Issuer::new(params, key),
             intermediate,
             trust,
+            anchors,
             clock,
         })
+    }
+
+    /// What its certificates verify with.
+    pub fn anchors(&self) -> Anchors {
+        self.anchors.clone()
     }
 
     /// A device of a user.

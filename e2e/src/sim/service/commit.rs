@@ -1,29 +1,21 @@
-//! Commits: read, decided, taken.
+//! Commits: read and derived by the service's own functions, decided, taken.
 
-use chancery_proto::{
-    chain,
-    commit_info::{CommitInfo, Member as InfoMember, MessageData},
-    common::v1::Reason,
-    delivery::v1::*,
-    framing::{self, Message},
-    group_info::GroupInfo,
-    suite::Suite as MlsSuite,
-    tree::Tree,
-    welcome::Welcome as MlsWelcome,
+use chancery_proto::{delivery::v1::*, group_info::GroupInfo, key_package::KeyPackage};
+use delivery_service::{
+    error::status,
+    group::{Command, Decision, DeviceKey, Membership, Rejection},
+    ordering::{
+        content::{ExternalContent, place_of},
+        facts::{self, CommitRequest, Known, KnownDevice, KnownPackage, Pending},
+    },
+    prepare::{Bundle, Prepared, PreparedCommit, TreeAfter, leaf_is_of, leaf_of, leaves_by_device},
 };
-use delivery_service::group::{
-    Added, Command, CommitKind, Decision, DeviceKey, Rejection, Removed,
-};
-use prost::Message as _;
-use sha2::{Digest as _, Sha256};
-use tonic::Status;
 use uuid::Uuid;
 
 use super::{
-    Done, Epoch, MAX, Package, Room, Row, Service, Tables, Waiting, Who, group_id, id16, malformed,
-    patch, refuse, rejected, room,
+    DOMAIN, Done, Epoch, MAX, Package, Room, Row, Service, Tables, Waiting, Who, malformed, patch,
+    rejected, room,
 };
-use chancery_proto::status;
 
 impl Service {
     /// See the wire.
@@ -31,33 +23,31 @@ impl Service {
     /// # Errors
     /// See the wire.
     pub fn commit(&self, who: Who, request: &SubmitCommitRequest) -> Done<SubmitCommitResponse> {
-        let id = group_id(request.group.as_ref())?;
-        let bundle = request
-            .bundles
-            .first()
-            .ok_or_else(|| status::malformed("bundles", "exactly one"))?;
-        let parsed = Parsed::read(bundle)?;
-        let content_hash: [u8; 32] = Sha256::digest(request.encode_to_vec()).into();
+        let bundle = Bundle::read(&self.rules(), request).map_err(status)?;
         let now = self.now();
+        let id = bundle.group.clone();
         self.tables(|tables| {
-            let mut facts = parsed.facts(tables, &id, who, request, content_hash)?;
-            let packages = tables.packages.clone();
+            let known_room = tables
+                .rooms
+                .get(&id)
+                .ok_or_else(|| rejected(Rejection::NotFound))?;
+            let commit = self.prepare(known_room, who, bundle, request)?;
+            let known = known(tables, known_room, who, &commit.request, now);
             let revoked = tables.revoked.contains_key(&who.device);
-            let room = self::room(tables, &id)?;
-            facts.bar_is_over = room.bar_is_over(who, now);
-            let prior = room.prior(who, &parsed.message_id);
-            let group = room.group(who, revoked, prior);
+            let message_id = *commit.message_id.as_bytes();
+            let group = known_room.group(who, revoked, known_room.prior(who, &message_id));
+            let facts = facts::facts(&commit.request, &known);
             let decided = group.decide(&Command::Commit(facts), now);
-            if matches!(decided, Err(Rejection::StaleEpoch { .. })) {
-                tables.stale += 1;
-                return Err(decided.err().map_or_else(|| Status::internal(""), rejected));
+            if let Err(rejection) = &decided {
+                let stale = matches!(rejection, Rejection::StaleEpoch { .. });
+                tables.stale += u64::from(stale);
             }
-            let room = self::room(tables, &id)?;
+            let room = room(tables, &id)?;
             let (replayed, seq) = match decided.map_err(rejected)? {
                 Decision::Replay(prior) => (true, prior.seq),
                 Decision::Append(append) => {
                     let seq = append.seq;
-                    room.take(&id, append, &parsed, content_hash, request, &packages)?;
+                    room.take(append, &commit, &known, request)?;
                     (false, seq)
                 }
             };
@@ -80,226 +70,242 @@ impl Service {
             })
         })
     }
-}
 
-/// A Commit as it was sent.
-struct Parsed {
-    message_id: [u8; 16],
-    external: bool,
-    epoch: u64,
-    info: CommitInfo,
-    group_info: GroupInfo,
-    welcomes: Vec<(Vec<u8>, Vec<u8>)>,
-    shared: Vec<u8>,
-}
-
-impl Parsed {
-    fn read(bundle: &CommitBundle) -> Done<Self> {
-        let (external, epoch, data) =
-            match framing::parse(&bundle.commit, MAX).map_err(malformed)? {
-                Message::Private(header) => (false, header.epoch, header.authenticated_data),
-                Message::ExternalCommit(commit) => (true, commit.epoch, commit.authenticated_data),
-            };
-        let data = MessageData::decode(&data).map_err(malformed)?;
-        let info = data
-            .commit_info
-            .ok_or_else(|| refuse(Reason::CommitInfoInvalid, "none"))?;
-        let mut welcomes = Vec::new();
-        let mut shared = Vec::new();
-        for bytes in &bundle.welcomes {
-            let welcome = MlsWelcome::parse(bytes, MAX).map_err(malformed)?;
-            shared = welcome.encrypted_group_info;
-            welcomes.extend(welcome.secrets);
-        }
-        Ok(Self {
-            message_id: id16(&bundle.message_id)?,
-            external,
-            epoch,
-            info,
-            group_info: GroupInfo::parse(&bundle.group_info, MAX).map_err(malformed)?,
-            welcomes,
-            shared,
-        })
-    }
-
-    fn facts(
+    /// Holds a bundle against the epoch that it was made in.
+    fn prepare(
         &self,
-        tables: &Tables,
-        id: &[u8],
+        room: &Room,
         who: Who,
+        bundle: Bundle,
         request: &SubmitCommitRequest,
-        content_hash: [u8; 32],
-    ) -> Done<delivery_service::group::Commit> {
-        let room = tables
-            .rooms
-            .get(id)
-            .ok_or_else(|| rejected(Rejection::NotFound))?;
-        let device = |m: &InfoMember| Uuid::from_bytes(m.device);
-        let key = |m: &InfoMember| DeviceKey {
-            domain: 1,
-            device: device(m),
+    ) -> Done<PreparedCommit> {
+        let before = room.epoch(request.epoch_seq);
+        let update = request.bundles[0].tree.as_ref();
+        let update = update.ok_or_else(|| chancery_proto::status::malformed("tree", "missing"))?;
+        let old = before.map(|epoch| &epoch.tree);
+        let tree = TreeAfter::whole(old, update, &bundle.info).map_err(status)?;
+        let info_before = before.map(|epoch| GroupInfo::parse(&epoch.group_info, MAX));
+        let info_before = info_before.transpose().map_err(malformed)?;
+        let mut after = old.cloned().unwrap_or_default();
+        patch(&mut after, Some(update))?;
+        let leaf = |index: u32| {
+            let mut nodes = after.nodes();
+            nodes.find_map(|(at, node)| (at == index.checked_mul(2)?).then(|| leaf_of(node))?)
         };
-        let removed: Vec<Uuid> = self.info.removed.iter().map(device).collect();
-        let stays = |row: &&Row| {
-            row.removed.is_none()
-                && row.who != who
-                && !removed.contains(&row.who.device)
-                && row.barred.is_none_or(|seq| seq <= room.head.settled_seq)
-        };
-        let mut staying = room.rows.iter().filter(stays);
-        let other_devices = staying.clone().next().is_some();
-        let other_users = staying.any(|row| row.who.user != who.user);
-        let seen = match self.info.seen_seq {
-            0 => Some(chain::start().to_vec()),
-            seq => room
-                .log
-                .get(usize::try_from(seq - 1).unwrap_or(usize::MAX))
-                .map(|logged| logged.entry.chain.to_vec()),
-        };
-        let next = room
-            .epochs
-            .iter()
-            .find(|epoch| epoch.number == self.epoch + 1);
-        let tree = self.tree(room, request)?;
-        let suite = MlsSuite::from_code(room.suite);
-        let owner = |reference: &Vec<u8>| {
-            let package = tables.packages.iter().find(|p| p.reference == *reference)?;
-            Some(package.owner.key())
-        };
-        let proposals = self.info.proposals.iter().all(|seq| {
-            room.log.iter().any(|logged| {
-                logged.entry.seq == *seq
-                    && logged.entry.kind == EntryKind::Proposal as u32
-                    && logged.entry.epoch_seq == room.head.epoch_seq
-            })
+        let signer = leaf(bundle.info.signer);
+        let external = bundle.external.as_ref().map(|commit| {
+            let place = place_of(&commit.leaf, &tree.leaves).unwrap_or(0);
+            let leaves = old.map(|tree| tree.nodes().filter(|(index, _)| index % 2 == 0));
+            let left = leaves.into_iter().flatten();
+            ExternalContent {
+                commit,
+                own_leaf: room.own_leaf(who, request.epoch_seq),
+                leaves: &tree.leaves,
+                filled_left: left.filter(|(index, _)| *index < 2 * place).count() as u32,
+            }
         });
-        Ok(delivery_service::group::Commit {
-            device: who.key(),
-            user: who.user,
-            content_hash,
-            kind: match self.external {
-                true => CommitKind::External { introduced: false },
-                false => CommitKind::Member,
-            },
-            epoch: self.epoch,
-            epoch_seq: request.epoch_seq,
-            voided_by: room.named(request.epoch_seq).1,
-            winner_seq: next.map(|epoch| epoch.seq),
-            added: self
-                .info
-                .added
-                .iter()
-                .map(|m| Added {
-                    key: key(m),
-                    user: Uuid::from_bytes(m.user),
-                    known_user: Some(Uuid::from_bytes(m.user)),
-                    revoked: tables.revoked.contains_key(&device(m)),
-                    member: room.is_member(device(m)),
-                })
-                .collect(),
-            removed: self
-                .info
-                .removed
-                .iter()
-                .map(|m| Removed {
-                    key: key(m),
-                    user: Uuid::from_bytes(m.user),
-                    member_user: room.row(device(m)).map(|row| row.who.user),
-                })
-                .collect(),
-            proposals_known: proposals,
-            seen_seq: self.info.seen_seq,
-            seen_chain_fits: seen.as_deref() == Some(&self.info.seen_chain[..]),
-            revoked_members: room
-                .rows
-                .iter()
-                .filter(|row| row.removed.is_none() && row.pending == 2)
-                .map(|row| row.who.key())
-                .collect(),
-            welcomed: self.welcomes.iter().map(|(r, _)| owner(r)).collect(),
-            group_info_fits: self.group_info.group_id == id
-                && self.group_info.epoch == self.epoch + 1,
-            tree_fits: suite.is_none_or(|suite| tree.hash(suite) == self.group_info.tree_hash),
-            other_users,
-            other_devices,
-            bar_is_over: false,
+        if let Some(commit) = &bundle.external {
+            let device = (DOMAIN, who.device, who.user);
+            let seconds = self.now() / 1_000_000;
+            leaf_is_of(&self.anchors, device, &commit.leaf, seconds).map_err(status)?;
+        }
+        let content = bundle.content(
+            DOMAIN,
+            info_before.as_ref(),
+            tree.fits,
+            signer.as_ref(),
+            external,
+        );
+        let prepared = Prepared {
+            introducer: None,
+            fault: content.fault(),
+            tree,
+        };
+        Ok(bundle.prepared(&self.rules(), (who.key(), who.user), prepared))
+    }
+}
+
+/// What the service would read for a Commit, under the lock.
+fn known(tables: &Tables, room: &Room, who: Who, request: &CommitRequest, now: i64) -> Known {
+    let device = |key: DeviceKey| {
+        let owner = tables.devices.get(&key.device)?;
+        Some(KnownDevice {
+            key,
+            user: *owner,
+            revoked: tables.revoked.contains_key(&key.device),
+        })
+    };
+    let member = |key: DeviceKey| {
+        let row = room.row(key.device)?;
+        let membership = Membership {
+            user: row.who.user,
+            joined_seq: row.joined,
+            barred_seq: row.barred,
+        };
+        Some((key, membership))
+    };
+    let removed: Vec<Uuid> = request.removed.iter().map(|(key, _)| key.device).collect();
+    let stays = |row: &&Row| {
+        row.removed.is_none()
+            && row.who != who
+            && !removed.contains(&row.who.device)
+            && row.barred.is_none_or(|seq| seq <= room.head.settled_seq)
+    };
+    let mut staying = room.rows.iter().filter(stays);
+    let next = room
+        .epochs
+        .iter()
+        .find(|epoch| epoch.number == request.epoch + 1);
+    let proposal = |seq: &&u64| {
+        room.log.iter().any(|logged| {
+            logged.entry.seq == **seq
+                && logged.entry.kind == EntryKind::Proposal as u32
+                && logged.entry.epoch_seq == room.head.epoch_seq
+        })
+    };
+    let seen = usize::try_from(request.seen_seq.wrapping_sub(1)).unwrap_or(usize::MAX);
+    let seen = room.log.get(seen).map(|logged| logged.entry.chain.as_ref());
+    Known {
+        devices: request
+            .added
+            .iter()
+            .filter_map(|(key, _)| device(*key))
+            .collect(),
+        members: facts::named(request)
+            .into_iter()
+            .filter_map(member)
+            .collect(),
+        pending: room
+            .rows
+            .iter()
+            .filter(|row| row.removed.is_none() && row.pending > 0)
+            .map(|row| {
+                let why = match row.pending {
+                    2 => Pending::Revoked,
+                    _ => Pending::Leaving,
+                };
+                (row.who.key(), why)
+            })
+            .collect(),
+        seen_chain: facts::chain_before_the_log(request.seen_seq)
+            .or_else(|| seen.and_then(|chain| chain.try_into().ok())),
+        winner_seq: next.map(|epoch| epoch.seq),
+        voided_by: room.named(request.epoch_seq).1,
+        proposals: request.proposals.iter().filter(proposal).count(),
+        packages: request
+            .welcomed
+            .iter()
+            .filter_map(|reference| package(tables, reference))
+            .collect(),
+        bar_is_over: room.bar_is_over(who, now),
+        other_devices: staying.clone().next().is_some(),
+        other_users: staying.any(|row| row.who.user != who.user),
+    }
+}
+
+fn package(tables: &Tables, reference: &[u8]) -> Option<KnownPackage> {
+    let mut packages = tables.packages.iter();
+    let stored: &Package = packages.find(|package| package.reference == reference)?;
+    let package = KeyPackage::parse(&stored.body, MAX).ok()?;
+    Some(KnownPackage {
+        reference: stored.reference.clone(),
+        owner: stored.owner.key(),
+        leaf: package.leaf.encoded(),
+    })
+}
+
+impl Room {
+    /// Where the leaf of a member is in the tree of an epoch.
+    fn own_leaf(&self, who: Who, epoch_seq: u64) -> Option<u32> {
+        self.row(who.device)?;
+        let tree = &self.epoch(epoch_seq)?.tree;
+        let mut leaves = tree.nodes().filter(|(index, _)| index % 2 == 0);
+        leaves.find_map(|(index, node)| {
+            let leaf = leaf_of(node)?;
+            let named = chancery_proto::certificate::read_device(leaf.certificate().ok()?).ok()?;
+            (named.device == who.device).then_some(index / 2)
         })
     }
 
-    fn tree(&self, room: &Room, request: &SubmitCommitRequest) -> Done<Tree> {
-        let mut tree = room
+    fn take(
+        &mut self,
+        append: delivery_service::group::Append,
+        commit: &PreparedCommit,
+        known: &Known,
+        request: &SubmitCommitRequest,
+    ) -> Done<()> {
+        let mut tree = self
             .epoch(request.epoch_seq)
             .map(|epoch| epoch.tree.clone())
             .unwrap_or_default();
         patch(&mut tree, request.bundles[0].tree.as_ref())?;
-        Ok(tree)
-    }
-}
-
-impl Room {
-    fn take(
-        &mut self,
-        id: &[u8],
-        append: delivery_service::group::Append,
-        parsed: &Parsed,
-        content_hash: [u8; 32],
-        request: &SubmitCommitRequest,
-        packages: &[Package],
-    ) -> Done<()> {
-        let bundle = &request.bundles[0];
-        let tree = parsed.tree(self, request)?;
-        let kind = match parsed.external {
-            true => EntryKind::ExternalCommit,
-            false => EntryKind::Commit,
-        };
         let seq = append.seq;
-        let message_id = parsed.message_id;
-        self.append(id, append, kind, message_id, content_hash, &bundle.commit);
-        for removed in &parsed.info.removed {
-            let device = Uuid::from_bytes(removed.device);
+        let message_id = *commit.message_id.as_bytes();
+        let content_hash = commit.request.content_hash;
+        let kind = commit.entry_kind();
+        self.append(
+            &commit.group,
+            append,
+            kind,
+            message_id,
+            content_hash,
+            &commit.commit,
+        );
+        for (key, _) in &commit.request.removed {
             for row in &mut self.rows {
-                if row.who.device == device && row.removed.is_none() {
+                if row.who.device == key.device && row.removed.is_none() {
                     row.removed = Some(seq);
                     row.pending = 0;
                 }
             }
         }
-        for added in &parsed.info.added {
-            self.rows.push(Row {
-                who: Who {
-                    user: Uuid::from_bytes(added.user),
-                    device: Uuid::from_bytes(added.device),
-                },
-                joined: seq,
-                removed: None,
-                pending: 0,
-                evidence: Vec::new(),
-                barred: None,
-                voided: false,
-            });
+        for (key, user) in &commit.request.added {
+            let who = Who {
+                user: *user,
+                device: key.device,
+            };
+            let place = commit.leaves.get(key);
+            let signature_key = place.map(|place| place.signature_key.clone());
+            self.rows.push(Row::joined(who, seq, signature_key));
         }
         self.epochs.push(Epoch {
             number: self.head.epoch,
             seq,
-            group_info: bundle.group_info.to_vec(),
-            state_hash: parsed.group_info.group_state_hash().to_vec(),
+            group_info: commit.group_info.clone(),
+            state_hash: commit.group_state_hash.to_vec(),
             tree,
-            shared: parsed.shared.clone(),
+            shared: commit.encrypted_group_info.clone().unwrap_or_default(),
             committer: self.head.committer,
             floor_seq: self.head.floor_seq,
         });
-        for (reference, secrets) in &parsed.welcomes {
-            let Some(package) = packages.iter().find(|p| p.reference == *reference) else {
+        for (reference, secrets) in &commit.secrets {
+            let package = known.packages.iter().find(|p| p.reference == *reference);
+            let Some(owner) = package.map(|package| package.owner.device) else {
                 continue;
             };
-            self.welcomes.push(Waiting {
-                to: package.owner,
+            let to = self.rows.iter().rfind(|row| row.who.device == owner);
+            self.welcomes.extend(to.map(|row| Waiting {
+                to: row.who,
                 seq,
                 reference: reference.clone(),
                 secrets: secrets.clone(),
                 read: false,
-            });
+            }));
         }
         Ok(())
     }
+}
+
+/// The roster of a room, and the leaves of a tree, as a repair compares them.
+pub(super) fn roster_and_leaves(
+    room: &Room,
+    tree: &chancery_proto::tree::Tree,
+) -> Option<(
+    Vec<delivery_service::ordering::content::RosterKey>,
+    std::collections::BTreeMap<DeviceKey, chancery_proto::leaf::LeafNode>,
+)> {
+    let open = room.rows.iter().filter(|row| row.removed.is_none());
+    let roster = open.map(|row| (row.who.key(), row.signature_key.clone()));
+    let domain = |name: &str| (name == DOMAIN).then_some(1);
+    Some((roster.collect(), leaves_by_device(&domain, tree)?))
 }

@@ -17,6 +17,7 @@ mod room;
 use std::{collections::BTreeMap, sync::Mutex};
 
 use chancery_proto::{
+    certificate::Anchors,
     chain,
     common::v1::{DeviceRef, GroupRef, Reason},
     content_hash::ContentHasher,
@@ -26,8 +27,12 @@ use chancery_proto::{
     status,
     tree::Tree,
 };
-use delivery_service::group::{
-    Command, Committer, Decision, DeviceKey, ExternalJoin, Head, Leave, Prior, Rejection, Send,
+use clap::Parser as _;
+use delivery_service::{
+    config::Limits,
+    group::{Command, Committer, Decision, DeviceKey, Head, Leave, Prior, Rejection, Send},
+    ordering::content::check_creation,
+    prepare::{Rules, join_of, leaf_is_of, leaf_of},
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -68,6 +73,23 @@ struct Row {
     evidence: Vec<u8>,
     barred: Option<u64>,
     voided: bool,
+    /// The key of the leaf that it was let in with.
+    signature_key: Option<Vec<u8>>,
+}
+
+impl Row {
+    fn joined(who: Who, seq: u64, signature_key: Option<Vec<u8>>) -> Self {
+        Self {
+            who,
+            joined: seq,
+            removed: None,
+            pending: 0,
+            evidence: Vec::new(),
+            barred: None,
+            voided: false,
+            signature_key,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -133,6 +155,8 @@ pub struct Tables {
     /// By id.
     pub rooms: BTreeMap<Vec<u8>, Room>,
     packages: Vec<Package>,
+    /// The user of each device that ever called.
+    devices: BTreeMap<Uuid, Uuid>,
     /// With the signed statement.
     revoked: BTreeMap<Uuid, Vec<u8>>,
     /// Commits that came second.
@@ -145,6 +169,15 @@ pub struct Tables {
 pub struct Service {
     tables: Mutex<Tables>,
     clock: Clock,
+    anchors: Anchors,
+    limits: Limits,
+}
+
+/// The service's limits by default.
+#[derive(clap::Parser)]
+struct Defaults {
+    #[command(flatten)]
+    limits: Limits,
 }
 
 type Done<T> = Result<T, Status>;
@@ -188,11 +221,21 @@ fn malformed(error: chancery_proto::wire::Malformed) -> Status {
 }
 
 impl Service {
-    /// Nothing in it.
-    pub fn new(clock: Clock) -> Self {
+    /// Nothing in it. Certificates are verified with these anchors.
+    pub fn new(clock: Clock, anchors: Anchors) -> Self {
         Self {
             tables: Mutex::default(),
             clock,
+            anchors,
+            limits: Defaults::parse_from(["sim"]).limits,
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        Rules {
+            domain: DOMAIN,
+            limits: &self.limits,
+            domain_id: &|domain| (domain == DOMAIN).then_some(1),
         }
     }
 
@@ -214,7 +257,11 @@ impl Service {
     /// # Errors
     /// `DEVICE_REVOKED`.
     pub fn admit(&self, who: Who) -> Done<()> {
-        match self.tables(|tables| tables.revoked.contains_key(&who.device)) {
+        let revoked = self.tables(|tables| {
+            tables.devices.entry(who.device).or_insert(who.user);
+            tables.revoked.contains_key(&who.device)
+        });
+        match revoked {
             true => Err(refuse(Reason::DeviceRevoked, "this device was revoked")),
             false => Ok(()),
         }
@@ -259,8 +306,19 @@ impl Service {
         let hash: [u8; 32] = Sha256::digest(request.encode_to_vec()).into();
         let mut tree = Tree::default();
         patch(&mut tree, request.tree.as_ref())?;
-        let policy = info.policy().map_err(malformed)?;
+        let mut nodes = tree.nodes();
+        let leaf = match (nodes.next(), nodes.next()) {
+            (Some((0, node)), None) => leaf_of(node),
+            _ => None,
+        };
+        let leaf = leaf.ok_or_else(|| status::malformed("tree", "exactly one leaf"))?;
+        drop(nodes);
         let now = self.now();
+        let device = (DOMAIN, who.device, who.user);
+        leaf_is_of(&self.anchors, device, &leaf, now / 1_000_000)
+            .map_err(delivery_service::error::status)?;
+        let suite = u16::try_from(request.suite).unwrap_or(0);
+        let policy = check_creation(DOMAIN, (&id, suite), &info, &leaf).map_err(rejected)?;
         self.tables(|tables| {
             let answer = |replayed| CreateGroupResponse {
                 head_seq: 0,
@@ -278,7 +336,11 @@ impl Service {
             if let Some(old) = &request.replaces {
                 close(tables, who, old, &id, now)?;
             }
-            let head = Head::created(info.epoch, policy.past_epochs.into(), ExternalJoin::Resync);
+            let head = Head::created(
+                info.epoch,
+                policy.past_epochs.into(),
+                join_of(policy.external_join),
+            );
             let epoch = Epoch {
                 number: info.epoch,
                 seq: 0,
@@ -289,15 +351,7 @@ impl Service {
                 committer: None,
                 floor_seq: 0,
             };
-            let row = Row {
-                who,
-                joined: 0,
-                removed: None,
-                pending: 0,
-                evidence: Vec::new(),
-                barred: None,
-                voided: false,
-            };
+            let row = Row::joined(who, 0, Some(leaf.signature_key.clone()));
             let room = Room {
                 head,
                 log: Vec::new(),
@@ -358,7 +412,10 @@ impl Service {
             match group.decide(&command, now).map_err(rejected)? {
                 Decision::Replay(prior) => Ok(answer(room, &prior, true)),
                 Decision::Append(append) => {
-                    let kind = EntryKind::Application;
+                    let kind = match header.content_type {
+                        ContentType::Proposal => EntryKind::Proposal,
+                        _ => EntryKind::Application,
+                    };
                     room.append(
                         &id,
                         append,

@@ -3,21 +3,28 @@
 use std::collections::BTreeMap;
 
 use chancery_proto::{
-    common::v1::Reason, delivery::v1::*, group_info::GroupInfo, signed, status, tree::Tree,
+    certificate::read_device,
+    common::v1::Reason,
+    delivery::v1::*,
+    group_info::GroupInfo,
+    mutants::{self, Mutant},
+    signed, status,
+    tree::Tree,
 };
 use delivery_service::{
     group::{
         Group, Rejection,
         settle::{Before, Failed, Reported},
     },
-    prepare::leaf_key_of,
+    ordering::content::check_repair,
+    prepare::{leaf_key_of, leaf_of},
 };
 use prost::Message as _;
 use uuid::Uuid;
 
 use super::{
-    DOMAIN, Done, MAX, Room, Service, Who, device_ref, group_id, malformed, patch, refuse,
-    rejected, room,
+    DOMAIN, Done, MAX, Room, Service, Who, commit::roster_and_leaves, device_ref, group_id,
+    malformed, patch, refuse, rejected, room,
 };
 
 const VOID_AFTER_MICROS: i64 = 10_000_000;
@@ -58,6 +65,14 @@ impl Service {
             room.group(who, revoked, None)
                 .may_repair(info.epoch, request.epoch_seq)
                 .map_err(rejected)?;
+            check_signer(who, &info, &tree)?;
+            let stored = room
+                .epoch(request.epoch_seq)
+                .and_then(|epoch| GroupInfo::parse(&epoch.group_info, MAX).ok())
+                .ok_or_else(|| rejected(Rejection::NotFound))?;
+            let (roster, leaves) = roster_and_leaves(room, &tree)
+                .ok_or_else(|| refuse(Reason::TreeMismatch, "a leaf names nobody"))?;
+            check_repair(DOMAIN, &stored, &info, &roster, &leaves).map_err(rejected)?;
             let hash = info.group_state_hash().to_vec();
             for epoch in &mut room.epochs {
                 if epoch.seq == request.epoch_seq {
@@ -125,14 +140,38 @@ impl Service {
     }
 }
 
+/// The GroupInfo is signed with the caller's own leaf in the tree that comes with it.
+fn check_signer(who: Who, info: &GroupInfo, tree: &Tree) -> Done<()> {
+    let mut nodes = tree.nodes();
+    let leaf =
+        nodes.find_map(|(at, node)| (at == info.signer.checked_mul(2)?).then(|| leaf_of(node))?);
+    let own = leaf.filter(|leaf| {
+        let device = leaf.certificate().and_then(|der| {
+            read_device(der).map_err(|_| chancery_proto::wire::Malformed("certificate"))
+        });
+        device.is_ok_and(|named| named.device == who.device)
+            && info.verify(&leaf.signature_key) != Some(false)
+    });
+    own.map(|_| ())
+        .ok_or_else(|| refuse(Reason::CredentialInvalid, "not signed by the caller's leaf"))
+}
+
 fn check_failure(room: &Room, id: &[u8], who: Who, failure: &FailureReport) -> Done<()> {
-    let before = room
-        .epochs
+    let membership = room
+        .rows
         .iter()
-        .rfind(|epoch| epoch.seq < failure.commit_seq);
-    let nodes: Vec<(u32, Vec<u8>)> = before
-        .map(|epoch| epoch.tree.nodes().map(|(i, n)| (i, n.to_vec())).collect())
-        .unwrap_or_default();
+        .rfind(|row| row.who.device == who.device && row.joined < failure.commit_seq);
+    let kept = membership.and_then(|row| row.signature_key.clone());
+    let key = match kept.filter(|_| !mutants::is_on(Mutant::ReportKeyFromTree)) {
+        Some(key) => Some(key),
+        None => {
+            let mut epochs = room.epochs.iter();
+            let before = epochs.rfind(|epoch| epoch.seq < failure.commit_seq);
+            let nodes = before.into_iter().flat_map(|epoch| epoch.tree.nodes());
+            let nodes: Vec<(u32, Vec<u8>)> = nodes.map(|(i, n)| (i, n.to_vec())).collect();
+            leaf_key_of(&nodes, DOMAIN, who.device)
+        }
+    };
     let sha256: [u8; 32] = failure
         .commit_sha256
         .as_ref()
@@ -146,8 +185,8 @@ fn check_failure(room: &Room, id: &[u8], who: Who, failure: &FailureReport) -> D
         failure.reason,
         failure.expires_at,
     );
-    let holds = leaf_key_of(&nodes, DOMAIN, who.device)
-        .is_some_and(|key| signed::verify(&key, signed::FAILURE, &content, &failure.signature));
+    let holds =
+        key.is_some_and(|key| signed::verify(&key, signed::FAILURE, &content, &failure.signature));
     match holds {
         true => Ok(()),
         false => Err(refuse(Reason::ProofInvalid, "not signed")),
