@@ -15,6 +15,7 @@ use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{CommitBundle, LeaveGroupRequest, SendMessageRequest, SubmitCommitRequest},
     signed,
+    tree::Tree,
 };
 use delivery_service::{
     group::{Command, Commit, CommitKind, Leave, Send},
@@ -144,6 +145,31 @@ impl<'a> Case<'a> {
         leaves
     }
 
+    /// Where the leaf of a device is.
+    fn place(&self, device: u128) -> u32 {
+        let place = self.leaves.iter().position(|n| *n == device);
+        u32::try_from(place.unwrap_or(self.leaves.len())).unwrap()
+    }
+
+    /// What is added stands there as it was published, and who comes from outside with a leaf for its place.
+    fn tree_after(&self, by: u128, commit: &Commit) -> Tree {
+        let external = matches!(commit.kind, CommitKind::External { .. });
+        let is_added = |n: &u128| commit.added.iter().any(|a| a.key.device.as_u128() == *n);
+        let leaf = |n: &u128| {
+            let device = self.device(*n);
+            match (external && *n == by, is_added(n)) {
+                (true, _) => {
+                    let leaf = device.external_leaf(&self.group.id, self.place(by));
+                    [&[1, 1], leaf.as_slice()].concat()
+                }
+                (false, true) => device.leaf_node(1),
+                (false, false) => device.own_leaf_node(1),
+            }
+        };
+        let leaves: Vec<Vec<u8>> = self.leaves_after(commit).iter().map(leaf).collect();
+        forge::tree_of(&leaves)
+    }
+
     fn commit(&self, by: u128, id: Uuid, commit: &Commit) -> SubmitCommitRequest {
         let named = |keys: Vec<u128>| -> Vec<&forge::Device> {
             keys.into_iter().map(|n| self.device(n)).collect()
@@ -158,12 +184,17 @@ impl<'a> Case<'a> {
             .group
             .info(&named(added.clone()), &named(removed.collect()));
         let data = forge::data(id, Some(info));
-        let after = forge::tree(&named(self.leaves_after(commit)), 1);
+        let after = self.tree_after(by, commit);
         let external = matches!(commit.kind, CommitKind::External { .. });
         let bytes = if external {
             let context = self.group.context(commit.epoch, &self.group.tree);
-            let who = self.device(by);
-            who.external_commit(&self.group.id, commit.epoch, &data, &context)
+            let (who, place) = (self.device(by), self.place(by));
+            let external = forge::External {
+                removes: vec![place],
+                leaf: who.external_leaf(&self.group.id, place),
+                ..forge::External::default()
+            };
+            who.external_commit((&self.group.id, commit.epoch), &data, &context, &external)
         } else {
             forge::private(&self.group.id, commit.epoch, 3, &data)
         };
@@ -180,7 +211,7 @@ impl<'a> Case<'a> {
             message_id: id.as_bytes().to_vec().into(),
             commit: bytes.into(),
             welcomes,
-            group_info: forge::group_info(&context).into(),
+            group_info: forge::group_info(&context, &after).into(),
             tree: Some(after.to_update()),
             ..CommitBundle::default()
         };
@@ -287,9 +318,8 @@ impl<'a> Case<'a> {
             for removed in &commit.removed {
                 self.leaving.remove(&removed.key.device.as_u128());
             }
+            self.group.tree = self.tree_after(by, commit);
             self.leaves = self.leaves_after(commit);
-            let devices: Vec<_> = self.leaves.iter().map(|n| self.device(*n)).collect();
-            self.group.tree = forge::tree(&devices, 1);
             self.group.epoch = commit.epoch + 1;
             self.group.epoch_seq = seq;
         }

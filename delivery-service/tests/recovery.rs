@@ -301,22 +301,7 @@ async fn a_void_inside_a_void_and_a_resync_inside_one() {
     let before = trio.group.clone();
     let (first, payload) = trio.commit().await;
     // Carol comes back from outside on top of it, Alice commits once more: all of it is provisional.
-    let id = Uuid::new_v4();
-    let info = trio.group.info(&[&trio.carol], &[&trio.carol]);
-    let context = trio.group.context(trio.group.epoch, &trio.group.tree);
-    let data = forge::data(id, Some(info));
-    let tree = forge::tree(&[&trio.alice, &trio.bob, &trio.carol], 11);
-    let commit = trio
-        .carol
-        .external_commit(&trio.group.id, trio.group.epoch, &data, &context);
-    let after = trio.group.context(trio.group.epoch + 1, &tree);
-    let request = trio.group.bundle(CommitBundle {
-        message_id: id.as_bytes().to_vec().into(),
-        commit: commit.into(),
-        group_info: forge::group_info(&after).into(),
-        tree: Some(tree.to_update()),
-        ..CommitBundle::default()
-    });
+    let (request, tree) = trio.group.comes_back(&trio.carol, 2);
     let external = submit(&trio.world, &trio.carol, request).await.unwrap();
     assert_eq!(external.outcome(), Outcome::Provisional);
     trio.group.accepted(&external, tree);

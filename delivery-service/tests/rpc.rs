@@ -307,7 +307,7 @@ async fn a_commit_that_lies_about_the_roster_is_refused() {
         assert_eq!(reason(&refused), expected, "case {number}: {refused:?}");
     }
     let mut wrong_epoch = group.commit(group.info(&[], &[]), &[], &tree);
-    wrong_epoch.bundles[0].group_info = forge::group_info(&group.context(7, &tree)).into();
+    wrong_epoch.bundles[0].group_info = forge::group_info(&group.context(7, &tree), &tree).into();
     let refused = submit(&world, &a, wrong_epoch).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::GroupInfoMismatch);
     let mut wrong_tree = group.commit(group.info(&[], &[]), &[], &tree);
@@ -422,31 +422,33 @@ async fn a_revoked_device_is_refused_everywhere() {
 async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
     let world = World::start(2, &[]).await;
     let (mut group, a, b) = pair(&world).await;
-    let tree = forge::tree(&[&a, &b], 3);
     let context = group.context(group.epoch, &group.tree);
     let join = |signed_over: &[u8], who: &forge::Device, info| {
-        let id = Uuid::new_v4();
+        let external = forge::External {
+            removes: vec![1],
+            leaf: who.external_leaf(&group.id, 1),
+            ..forge::External::default()
+        };
+        let (mut request, tree) = group.external(who, 1, &info, external.clone());
+        let bundle = &mut request.bundles[0];
+        let id = Uuid::from_slice(&bundle.message_id).unwrap();
         let data = forge::data(id, Some(info));
-        group.bundle(CommitBundle {
-            message_id: id.as_bytes().to_vec().into(),
-            commit: who
-                .external_commit(&group.id, group.epoch, &data, signed_over)
-                .into(),
-            group_info: forge::group_info(&group.context(group.epoch + 1, &tree)).into(),
-            tree: Some(tree.to_update()),
-            ..CommitBundle::default()
-        })
+        let frame = (group.id.as_slice(), group.epoch);
+        bundle.commit = who
+            .external_commit(frame, &data, signed_over, &external)
+            .into();
+        (request, tree)
     };
     let stranger = world.device(Uuid::new_v4());
     let refused = submit(
         &world,
         &stranger,
-        join(&context, &stranger, group.info(&[&stranger], &[])),
+        join(&context, &stranger, group.info(&[&stranger], &[])).0,
     )
     .await
     .unwrap_err();
     assert_eq!(reason(&refused), Reason::Group);
-    let refused = submit(&world, &b, join(&context, &a, group.info(&[&b], &[&b])))
+    let refused = submit(&world, &b, join(&context, &a, group.info(&[&b], &[&b])).0)
         .await
         .unwrap_err();
     assert_eq!(
@@ -457,7 +459,7 @@ async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
     let refused = submit(
         &world,
         &b,
-        join(b"another context", &b, group.info(&[&b], &[&b])),
+        join(b"another context", &b, group.info(&[&b], &[&b])).0,
     )
     .await
     .unwrap_err();
@@ -466,7 +468,7 @@ async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
         Reason::CredentialInvalid,
         "a signature over another context"
     );
-    let refused = submit(&world, &b, join(&context, &b, group.info(&[&b], &[])))
+    let refused = submit(&world, &b, join(&context, &b, group.info(&[&b], &[])).0)
         .await
         .unwrap_err();
     assert_eq!(
@@ -474,19 +476,22 @@ async fn a_device_that_lost_its_state_comes_back_by_an_external_commit() {
         Reason::CommitInfoInvalid,
         "its old self stays"
     );
-    let refused = submit(&world, &b, join(&context, &b, group.info(&[&b], &[&a, &b])))
-        .await
-        .unwrap_err();
+    let refused = submit(
+        &world,
+        &b,
+        join(&context, &b, group.info(&[&b], &[&a, &b])).0,
+    )
+    .await
+    .unwrap_err();
     assert_eq!(
         reason(&refused),
         Reason::CommitInfoInvalid,
         "removes another"
     );
-    let joined = submit(&world, &b, join(&context, &b, group.info(&[&b], &[&b])))
-        .await
-        .unwrap();
+    let (request, tree) = join(&context, &b, group.info(&[&b], &[&b]));
+    let joined = submit(&world, &b, request).await.unwrap();
     assert_eq!(joined.outcome(), Outcome::Provisional);
-    group.accepted(&joined, tree.clone());
+    group.accepted(&joined, tree);
     let confirmed = send(&world, &a, group.message(Uuid::new_v4(), 1))
         .await
         .unwrap();

@@ -67,7 +67,8 @@ async fn a_change_is_hashed_from_stored_hashes_and_writes_as_many_as_the_tree_is
     // A lie about the tree is refused by the same means.
     let after = with_parent(&group.tree, 2);
     let mut lie = change(&group, &with_parent(&group.tree, 3));
-    lie.bundles[0].group_info = forge::group_info(&group.context(group.epoch + 1, &after)).into();
+    let context = group.context(group.epoch + 1, &after);
+    lie.bundles[0].group_info = forge::group_info(&context, &after).into();
     let refused = submit(&world, &devices[0], lie).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::TreeMismatch);
     // It is the stored hashes that are used: a wrong one beside the way is noticed, and a whole tree heals it.
@@ -106,7 +107,6 @@ async fn a_tree_that_grows_and_shrinks_comes_back_as_it_was() {
     let all: Vec<&Device> = devices.iter().collect();
     let mut group = Group::create(&world, all[0]).await;
     for size in [2, 3, 5, 9, 4, 1, 2] {
-        let after = forge::tree(&all[..size], 1);
         let here = group
             .tree
             .nodes()
@@ -118,6 +118,7 @@ async fn a_tree_that_grows_and_shrinks_comes_back_as_it_was() {
         }
         let added = all.get(here..size).unwrap_or_default();
         let removed = all.get(size..here).unwrap_or_default();
+        let after = forge::tree(&all[..size], 1);
         let mut request = group.commit(group.info(added, removed), &refs, &after);
         request.bundles[0].tree = Some(after.update_since(&group.tree));
         let result = submit(&world, all[0], request).await.unwrap();

@@ -150,6 +150,21 @@ impl Model {
             .collect()
     }
 
+    /// Members that asked to leave in this membership, and were not revoked.
+    pub fn leaving(&self) -> Vec<DeviceKey> {
+        let asked = |n: &u128| {
+            let joined = self.member(*n).map(|member| member.joined_seq);
+            self.log.iter().any(|past| {
+                let left = matches!(past.command, Command::Leave(_)) && past.by == *n;
+                left && joined.is_some_and(|joined| joined < past.seq)
+            })
+        };
+        (0..DEVICES)
+            .filter(|n| !self.revoked.contains(n) && asked(n))
+            .map(key)
+            .collect()
+    }
+
     pub fn command(&self, op: &Op, hash: [u8; 32]) -> Option<(u128, Command)> {
         let named = |lag: u64| {
             let epoch = self.epoch().checked_sub(lag)?;
@@ -200,7 +215,7 @@ impl Model {
                 } else {
                     vec![]
                 },
-                leaving_members: Vec::new(),
+                leaving_members: self.leaving(),
                 leaves_fit: true,
                 past_epochs: self.head.past_epochs,
                 external_join: self.head.external_join,
@@ -307,7 +322,9 @@ impl Model {
         }
         let external = matches!(commit.kind, CommitKind::External { .. });
         let removed: Vec<DeviceKey> = commit.removed.iter().map(|r| r.key).collect();
-        if !external && self.pending().iter().any(|p| !removed.contains(p)) {
+        let mut pending = self.pending();
+        pending.extend(self.leaving().into_iter().filter(|p| *p != key(by)));
+        if !external && pending.iter().any(|p| !removed.contains(p)) {
             return Err("pending");
         }
         let bad_remove = commit.removed.iter().any(|r| r.member_user.is_none());

@@ -1,8 +1,14 @@
 //! Hand-made MLS bytes and a certificate authority of its own: every rule is tested without an MLS library.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
 use chancery_proto::{
     certificate::{DEVICE_EKU, device_uri, user_uri},
     commit_info::{CommitInfo, Member, MessageData},
+    leaf::LeafNode,
     policy::{POLICY_EXTENSION, Policy},
     suite::Suite,
     token::{ACCESS_TOKEN_TYPE, AccessClaims, Confirmation, sign},
@@ -77,11 +83,16 @@ impl Authority {
         params.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(1);
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(days);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key.serialize_der()).unwrap();
+        let pair = Arc::new(pair);
+        let mut signers = SIGNERS.lock().unwrap();
+        signers.insert(pair.public_key().as_ref().to_vec(), pair.clone());
         Device {
             user,
             device,
             certificate: certificate.der().to_vec(),
-            pair: Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key.serialize_der()).unwrap(),
+            pair,
+            published: Mutex::default(),
         }
     }
 
@@ -107,7 +118,19 @@ pub struct Device {
     pub user: Uuid,
     pub device: Uuid,
     pub certificate: Vec<u8>,
-    pair: Ed25519KeyPair,
+    pair: Arc<Ed25519KeyPair>,
+    /// The leaf of the KeyPackage that it published last: what an Add puts into a tree.
+    pub published: Mutex<Option<Vec<u8>>>,
+}
+
+/// Every device of this process by its public key, so that a GroupInfo can be signed by whoever has the first leaf.
+static SIGNERS: Mutex<BTreeMap<Vec<u8>, Arc<Ed25519KeyPair>>> = Mutex::new(BTreeMap::new());
+
+fn sign_with_label(pair: &Ed25519KeyPair, label: &str, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_vector(format!("MLS 1.0 {label}").as_bytes());
+    bytes.put_vector(content);
+    pair.sign(&bytes).as_ref().to_vec()
 }
 
 impl Device {
@@ -130,11 +153,8 @@ impl Device {
         self.pair.sign(bytes).as_ref().to_vec()
     }
 
-    fn sign_with_label(&self, label: &str, content: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.put_vector(format!("MLS 1.0 {label}").as_bytes());
-        bytes.put_vector(content);
-        self.sign(&bytes)
+    pub fn sign_with_label(&self, label: &str, content: &[u8]) -> Vec<u8> {
+        sign_with_label(&self.pair, label, content)
     }
 
     /// A leaf; `source` is its leaf_node_source with what follows, `place` the group and index that a Commit's leaf is bound to.
@@ -179,20 +199,42 @@ impl Device {
         [&[0, 1, 0, 5], body.as_slice()].concat()
     }
 
-    /// `optional<Node>` of this device's leaf.
+    /// `optional<Node>` of this device's leaf: that of its KeyPackage, if it was let in with one.
     pub fn leaf_node(&self, salt: u8) -> Vec<u8> {
+        if let Some(leaf) = self.published.lock().unwrap().as_ref() {
+            return [&[1, 1], leaf.as_slice()].concat();
+        }
+        self.own_leaf_node(salt)
+    }
+
+    /// `optional<Node>` of a leaf that this device wrote itself.
+    pub fn own_leaf_node(&self, salt: u8) -> Vec<u8> {
         let mut source = vec![3];
         source.put_vector(&[salt]);
         [&[1, 1], self.leaf(&source, None).as_slice()].concat()
     }
 
+    /// A leaf of a KeyPackage.
+    pub fn package_leaf(&self) -> Vec<u8> {
+        let package = self.key_package(1, -60, 3_600, false);
+        let package = chancery_proto::key_package::KeyPackage::parse(&package, package.len());
+        package.unwrap().leaf.encoded()
+    }
+
+    /// The leaf of an external Commit at a place.
+    pub fn external_leaf(&self, group: &[u8], place: u32) -> Vec<u8> {
+        let mut source = vec![3];
+        source.put_vector(b"parent hash");
+        self.leaf(&source, Some((group, place)))
+    }
+
     /// PublicMessage(external Commit) signed over `context`.
     pub fn external_commit(
         &self,
-        group: &[u8],
-        epoch: u64,
+        (group, epoch): (&[u8], u64),
         data: &MessageData,
         context: &[u8],
+        external: &External,
     ) -> Vec<u8> {
         let mut content = Vec::new();
         content.put_vector(group);
@@ -202,11 +244,14 @@ impl Device {
         content.put(&[3]);
         let mut proposals = vec![1, 0, 6];
         proposals.put_vector(b"kem");
+        for leaf in &external.removes {
+            proposals.put(&[1, 0, 3]);
+            proposals.put(&leaf.to_be_bytes());
+        }
+        proposals.put(&external.more_proposals);
         content.put_vector(&proposals);
         content.put(&[1]);
-        let mut source = vec![3];
-        source.put_vector(b"parent hash");
-        content.put(&self.leaf(&source, Some((group, 0))));
+        content.put(&external.leaf);
         content.put_vector(&[]);
         let signed = [&[0, 1, 0, 1], content.as_slice(), context].concat();
         let mut message = [&[0, 1, 0, 1], content.as_slice()].concat();
@@ -214,6 +259,17 @@ impl Device {
         message.put_vector(&[7; 32]);
         message
     }
+}
+
+/// What an external Commit holds besides its frame.
+#[derive(Clone, Default)]
+pub struct External {
+    /// Leaf indices of its Remove proposals.
+    pub removes: Vec<u32>,
+    /// The joiner's new leaf.
+    pub leaf: Vec<u8>,
+    /// Encoded `ProposalOrRef`s.
+    pub more_proposals: Vec<u8>,
 }
 
 /// MLSMessage(PrivateMessage): 1 application, 2 proposal, 3 Commit.
@@ -246,13 +302,22 @@ pub fn welcome(refs: &[Vec<u8>]) -> Vec<u8> {
     chancery_proto::welcome::assemble(1, &secrets, b"encrypted group info")
 }
 
-/// The group's tree: these leaves in this order, no parents.
+/// The group's tree: these leaves in this order, no parents. Whoever published a KeyPackage is let in with its leaf.
 pub fn tree(devices: &[&Device], salt: u8) -> Tree {
-    let width = u32::try_from(devices.len()).unwrap().next_power_of_two();
+    let nodes: Vec<Vec<u8>> = devices
+        .iter()
+        .map(|device| device.leaf_node(salt))
+        .collect();
+    tree_of(&nodes)
+}
+
+/// A tree of these leaves in this order, no parents.
+pub fn tree_of(leaves: &[Vec<u8>]) -> Tree {
+    let width = u32::try_from(leaves.len()).unwrap().next_power_of_two();
     let mut tree = Tree::blank(width).unwrap();
-    for (place, device) in devices.iter().enumerate() {
+    for (place, leaf) in leaves.iter().enumerate() {
         let index = u32::try_from(place * 2).unwrap();
-        tree.set(index, Some(&device.leaf_node(salt))).unwrap();
+        tree.set(index, Some(leaf)).unwrap();
     }
     tree
 }
@@ -272,24 +337,36 @@ pub fn group_context(group: &[u8], epoch: u64, tree: &Tree, policy: &Policy) -> 
 
 /// MLSMessage(GroupInfo) of an epoch, signed by the device whose leaf is at this place.
 pub fn signed_group_info(context: &[u8], signer: &Device, place: u32) -> Vec<u8> {
+    info_by(&signer.pair, context, place)
+}
+
+/// MLSMessage(GroupInfo) of an epoch, signed by whoever has the first leaf of its tree; by nobody where there is none.
+pub fn group_info(context: &[u8], tree: &Tree) -> Vec<u8> {
+    let Some((index, node)) = tree.nodes().find(|(index, _)| index % 2 == 0) else {
+        let nobody = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        return info_by(
+            &Ed25519KeyPair::from_pkcs8(nobody.as_ref()).unwrap(),
+            context,
+            0,
+        );
+    };
+    let leaf = chancery_proto::wire::exact(&node[2..], node.len(), LeafNode::read).unwrap();
+    let pair = SIGNERS.lock().unwrap()[&leaf.signature_key].clone();
+    info_by(&pair, context, index / 2)
+}
+
+fn info_by(pair: &Ed25519KeyPair, context: &[u8], place: u32) -> Vec<u8> {
+    let mut external_pub = 4u16.to_be_bytes().to_vec();
+    let mut key = Vec::new();
+    key.put_vector(&[6; 32]);
+    external_pub.put_vector(&key);
     let mut signed = context.to_vec();
-    signed.put_vector(&[]);
+    signed.put_vector(&external_pub);
     signed.put_vector(&[7; 32]);
     signed.put(&place.to_be_bytes());
-    let signature = signer.sign_with_label("GroupInfoTBS", &signed);
+    let signature = sign_with_label(pair, "GroupInfoTBS", &signed);
     let mut message = vec![0, 1, 0, 4];
     message.put(&signed);
     message.put_vector(&signature);
-    message
-}
-
-/// MLSMessage(GroupInfo) of an epoch.
-pub fn group_info(context: &[u8]) -> Vec<u8> {
-    let mut message = vec![0, 1, 0, 4];
-    message.put(context);
-    message.put_vector(&[]);
-    message.put_vector(&[7; 32]);
-    message.put(&0u32.to_be_bytes());
-    message.put_vector(&[8; 64]);
     message
 }

@@ -150,10 +150,9 @@ impl World {
         };
         let request = self.by(device, request);
         self.client().publish_key_packages(request).await.unwrap();
-        KeyPackage::parse(&package, 100_000)
-            .unwrap()
-            .reference()
-            .unwrap()
+        let package = KeyPackage::parse(&package, 100_000).unwrap();
+        *device.published.lock().unwrap() = Some(package.leaf.encoded());
+        package.reference().unwrap()
     }
 
     /// Asks to leave; the entry's seq.
@@ -270,7 +269,7 @@ impl Group {
         CreateGroupRequest {
             group: Some(self.reference()),
             suite: 1,
-            group_info: forge::group_info(&self.context(0, &self.tree)).into(),
+            group_info: forge::group_info(&self.context(0, &self.tree), &self.tree).into(),
             tree: Some(self.tree.to_update()),
             ..CreateGroupRequest::default()
         }
@@ -325,10 +324,50 @@ impl Group {
             message_id: id.as_bytes().to_vec().into(),
             commit: commit.into(),
             welcomes,
-            group_info: forge::group_info(&self.context(self.epoch + 1, after)).into(),
+            group_info: forge::group_info(&self.context(self.epoch + 1, after), after).into(),
             tree: Some(after.to_update()),
             ..CommitBundle::default()
         })
+    }
+
+    /// An external Commit by which a member comes back to its place, and the tree after it.
+    pub fn comes_back(&self, by: &Device, place: u32) -> (SubmitCommitRequest, Tree) {
+        let leaf = by.external_leaf(&self.id, place);
+        let external = forge::External {
+            removes: vec![place],
+            leaf,
+            ..forge::External::default()
+        };
+        self.external(by, place, &self.info(&[by], &[by]), external)
+    }
+
+    /// Any external Commit that puts its leaf at a place, and the tree after it.
+    pub fn external(
+        &self,
+        by: &Device,
+        place: u32,
+        info: &CommitInfo,
+        external: forge::External,
+    ) -> (SubmitCommitRequest, Tree) {
+        let id = Uuid::new_v4();
+        let data = forge::data(id, Some(info.clone()));
+        let context = self.context(self.epoch, &self.tree);
+        let commit = by.external_commit((&self.id, self.epoch), &data, &context, &external);
+        let mut tree = self.tree.clone();
+        if place >= tree.width() {
+            tree.resize((place + 1).next_power_of_two()).unwrap();
+        }
+        let node = [&[1, 1], external.leaf.as_slice()].concat();
+        tree.set(2 * place, Some(&node)).unwrap();
+        let after = self.context(self.epoch + 1, &tree);
+        let request = self.bundle(CommitBundle {
+            message_id: id.as_bytes().to_vec().into(),
+            commit: commit.into(),
+            group_info: forge::group_info(&after, &tree).into(),
+            tree: Some(tree.update_since(&self.tree)),
+            ..CommitBundle::default()
+        });
+        (request, tree)
     }
 
     pub fn bundle(&self, bundle: CommitBundle) -> SubmitCommitRequest {
@@ -370,6 +409,10 @@ impl Group {
         let request = self.commit(self.info(added, &[]), &refs, &tree);
         let result = submit(world, by, request).await.unwrap();
         self.accepted(&result, tree);
+        for device in added {
+            // From here on its leaf is one that it wrote itself.
+            device.published.lock().unwrap().take();
+        }
         result
     }
 
