@@ -225,6 +225,16 @@ fn update_path(reader: &mut Reader<'_>) -> Read<(LeafNode, Vec<Vec<u8>>)> {
 }
 
 impl ExternalCommit {
+    /// FramedContent (RFC 9420 section 6), as it came.
+    pub fn framed_content(&self) -> &[u8] {
+        &self.framed_content
+    }
+
+    /// The joiner's signature over it.
+    pub fn signature(&self) -> &[u8] {
+        &self.signature
+    }
+
     /// Verifies its signature over the GroupContext that it was made in.
     pub fn verify(&self, suite: Suite, group_context: &[u8]) -> bool {
         let mut content = Vec::with_capacity(self.framed_content.len() + group_context.len() + 4);

@@ -3,7 +3,11 @@
 use std::{io::Write as _, process::ExitCode, time::Instant};
 
 use clap::Parser;
-use e2e::sim::{Sums, play};
+use e2e::sim::{
+    Sums,
+    adversary::{self, grammar::Kind},
+    play,
+};
 
 /// Whole groups in one thread, with real members, a bad network, and time that a seed decides.
 #[derive(Debug, Parser)]
@@ -15,10 +19,22 @@ struct Cli {
     /// The first one; with `--seeds 1` its whole story is printed.
     #[arg(long, default_value_t = 0)]
     first: u64,
+    /// A hostile member with full keys among honest ones, instead of a bad network.
+    #[arg(long)]
+    adversary: bool,
+    /// With `--adversary`: only objects whose name holds this text.
+    #[arg(long)]
+    kind: Option<String>,
+    /// The last line is the summary, and the only one unless something failed.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    if cli.adversary {
+        return hostile(&cli);
+    }
     let mut out = std::io::stdout();
     let (began, mut sums) = (Instant::now(), Sums::default());
     for seed in cli.first..cli.first + cli.seeds {
@@ -58,6 +74,64 @@ fn main() -> anyhow::Result<ExitCode> {
         "failed": sums.failed.len(),
         "never_happened": never,
         "counts": sums.counts,
+    });
+    writeln!(out, "{summary}")?;
+    let good = sums.failed.is_empty() && never.is_empty();
+    Ok(ExitCode::from(u8::from(!good)))
+}
+
+fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout();
+    let wanted = |kind: &&Kind| {
+        cli.kind
+            .as_ref()
+            .is_some_and(|part| kind.name().contains(part))
+    };
+    let kinds: Vec<Kind> = Kind::ALL.iter().filter(wanted).copied().collect();
+    if cli.kind.is_some() && kinds.is_empty() {
+        anyhow::bail!("no kind of object has such a name");
+    }
+    let mut sums = adversary::Sums::default();
+    for seed in cli.first..cli.first + cli.seeds {
+        let place = usize::try_from(seed)?.checked_rem(kinds.len());
+        let outcome = adversary::play(seed, place.map(|place| kinds[place]))?;
+        sums.add(seed, &outcome);
+        if cli.seeds == 1 || !outcome.good() {
+            for line in &outcome.story {
+                writeln!(out, "{line}")?;
+            }
+        }
+        let faults = [
+            ("bricked", &outcome.bricked),
+            ("misattributed", &outcome.misattributed),
+            ("honest blamed", &outcome.honest_blamed),
+        ];
+        for (what, faults) in faults {
+            for fault in faults {
+                writeln!(out, "seed {seed}, {what}: {fault}")?;
+            }
+        }
+    }
+    // A few seeds need not meet everything.
+    let never = if cli.seeds >= 200 && cli.kind.is_none() {
+        sums.never()
+    } else {
+        Vec::new()
+    };
+    if !cli.json {
+        for (name, count) in &sums.objects {
+            writeln!(out, "{count:>9} {name}")?;
+        }
+        writeln!(out, "failed: {:?}; never happened: {never:?}", sums.failed)?;
+    }
+    let summary = serde_json::json!({
+        "seeds": sums.seeds,
+        "failed": sums.failed.len(),
+        "objects": sums.objects,
+        "bricked": sums.bricked,
+        "misattributed": sums.misattributed,
+        "honest_blamed": sums.honest_blamed,
+        "never_happened": never,
     });
     writeln!(out, "{summary}")?;
     let good = sums.failed.is_empty() && never.is_empty();

@@ -70,6 +70,16 @@ pub(super) const CHECKS: &[Check] = &[
         run: |p| Box::pin(other_tree(p)),
     },
     Check {
+        rule: "6",
+        name: "a GroupInfo whose signature does not verify is refused",
+        run: |p| Box::pin(spoilt_group_info(p)),
+    },
+    Check {
+        rule: "5",
+        name: "a Welcome that is labelled with another cipher suite is refused",
+        run: |p| Box::pin(welcome_of_another_suite(p)),
+    },
+    Check {
         rule: "CommitInfo",
         name: "a Commit without CommitInfo is refused",
         run: |p| Box::pin(no_commit_info(p)),
@@ -282,6 +292,26 @@ async fn old_group_info(p: &mut Parties) -> anyhow::Result<()> {
     let mut request = p.anna.stage(&group, &Plan::default()).await?;
     request.bundles[0].group_info = old.group_info;
     refused(p.anna.submit(request).await, &[Reason::GroupInfoMismatch])?;
+    Ok(())
+}
+
+async fn spoilt_group_info(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let mut request = p.anna.stage(&group, &Plan::default()).await?;
+    let mut info = request.bundles[0].group_info.to_vec();
+    *info.last_mut().context("an empty GroupInfo")? ^= 1;
+    request.bundles[0].group_info = info.into();
+    refused(p.anna.submit(request).await, &[Reason::GroupInfoMismatch])?;
+    Ok(())
+}
+
+async fn welcome_of_another_suite(p: &mut Parties) -> anyhow::Result<()> {
+    let (_, mut request) = with_ben(p).await?;
+    let mut relabelled = request.bundles[0].welcomes[0].to_vec();
+    // version, wire format, then the suite.
+    relabelled[5] ^= 2;
+    request.bundles[0].welcomes[0] = relabelled.into();
+    refused(p.anna.submit(request).await, &[Reason::WelcomeMismatch])?;
     Ok(())
 }
 
