@@ -8,11 +8,31 @@
 pub enum Mutant {
     /// The client merges its own staged Commit without the check that it makes of everybody else's.
     OwnCommitUnchecked,
+    /// A Welcome whose tree cannot be used is never put aside.
+    UnusableWelcomeKept,
+    /// A device that waits for a return takes every Welcome up to the head that it has read for one that it used.
+    WelcomeKnownByHead,
+    /// One item's failure ends the client's loop over the others.
+    OneFailureEndsTheLoop,
+    /// A group that the server does not know any more stays active at the client, and ends its `sync`.
+    UnknownGroupIsARefusal,
+    /// The client does not look at the server's incarnation.
+    IncarnationIgnored,
+    /// The client forgets which devices were left out for want of a KeyPackage.
+    LeftOutForgotten,
 }
 
 impl Mutant {
     /// All of them, in the order of the table that `./dev simulate --mutants` prints.
-    pub const ALL: &[Self] = &[Self::OwnCommitUnchecked];
+    pub const ALL: &[Self] = &[
+        Self::OwnCommitUnchecked,
+        Self::UnusableWelcomeKept,
+        Self::WelcomeKnownByHead,
+        Self::OneFailureEndsTheLoop,
+        Self::UnknownGroupIsARefusal,
+        Self::IncarnationIgnored,
+        Self::LeftOutForgotten,
+    ];
 }
 
 #[cfg(feature = "mutants")]
