@@ -3,13 +3,14 @@
 
 mod support;
 
-use client_cli::outcomes::Loop;
+use chancery_proto::policy::ExternalJoin;
+use client_cli::{core::group::Founding, outcomes::Loop};
 use e2e::{
     device::Device,
     programs::{Said, run},
 };
 use serde_json::Value;
-use support::{Fixture, assert_agree, read, show, texts};
+use support::{Fixture, assert_agree, copy, read, show, texts};
 
 fn say(device: &Device, group: &str, text: &str) {
     device.run(&["send", "--group", group, text]).unwrap();
@@ -70,6 +71,79 @@ fn a_welcome_that_can_never_be_used_is_put_aside_and_everything_else_arrives() {
     assert_eq!(again["put_aside"], serde_json::json!([]));
     let seen = listened(b);
     assert!(seen.iter().any(|line| line["event"] == "caught_up"));
+}
+
+/// Removes a device and adds it again, as a person does who wants to help it; what was said after that.
+fn add_again(helper: &Device, device: &Device, group: &str) {
+    for what in ["remove", "add"] {
+        let words = ["group", what, "--group", group, "--device", &device.uri];
+        helper.run(&words).unwrap();
+    }
+    for text in ["one", "two", "three"] {
+        say(helper, group, text);
+    }
+}
+
+/// The device is in by its Welcome, has read everything since, and cost nobody an epoch.
+fn assert_in_by_welcome(device: &Device, helper: &Device, group: &str, synced: &Value) {
+    assert_eq!(synced["joined"], serde_json::json!([group]), "{synced}");
+    assert_eq!(show(device, group)["rejoined_seq"], 0);
+    let heard = texts(device, group);
+    assert!(
+        heard.ends_with(&["one".into(), "two".into(), "three".into()]),
+        "{heard:?}"
+    );
+    assert_agree(&[device, helper], group);
+}
+
+#[test]
+fn a_device_with_a_return_under_way_uses_the_welcome_of_a_later_membership() {
+    let fixture = Fixture::start();
+    let (devices, group) = fixture.group(&["a", "b"]);
+    let (a, b) = (&devices[0], &devices[1]);
+    b.crash("before-send", &["group", "rejoin", "--group", &group])
+        .unwrap();
+    add_again(a, b, &group);
+    let synced = b.run(&["sync"]).unwrap();
+    assert_in_by_welcome(b, a, &group, &synced);
+    // Once more, with a `sync` in between that found the removal: the group is named once.
+    for what in ["remove", "add", "remove", "add"] {
+        let words = ["group", what, "--group", &group, "--device", &b.uri];
+        a.run(&words).unwrap();
+    }
+    let synced = b.run(&["sync"]).unwrap();
+    assert_eq!(synced["joined"], serde_json::json!([group]), "{synced}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_profile_is_helped_by_its_welcome_whatever_the_policy_allows() {
+    let fixture = Fixture::start();
+    let (a, b) = (fixture.device("a"), fixture.device("b"));
+    for external_join in [ExternalJoin::Resync, ExternalJoin::None] {
+        let member = fixture.member(&a).await;
+        let founding = Founding {
+            external_join,
+            ..Founding::default()
+        };
+        let created = member.create_group(founding, None).await.unwrap();
+        drop(member);
+        let group = created.group.to_string();
+        a.run(&["group", "add", "--group", &group, "--device", &b.uri])
+            .unwrap();
+        b.run(&["sync"]).unwrap();
+        let profile = fixture.folder.path().join("b");
+        let backup = fixture.folder.path().join("backup of b");
+        copy(&profile, &backup);
+        say(&b, &group, "lost with the disk");
+        std::fs::remove_dir_all(&profile).unwrap();
+        std::fs::rename(&backup, &profile).unwrap();
+        // It reads that it has a copy, and ends before it comes back.
+        b.crash("after-merge", &["sync"]).unwrap();
+        assert_eq!(state(&b, &group), "needs_rejoin");
+        add_again(&a, &b, &group);
+        let synced = b.run(&["sync"]).unwrap();
+        assert_in_by_welcome(&b, &a, &group, &synced);
+    }
 }
 
 #[test]

@@ -155,9 +155,11 @@ fn others(
             .map(|(_, person)| person)
             .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
             .map(|p| (p.domain, p.device));
+        let policy = group::policy_of(mls_group.extensions())?;
         let founding = Founding {
             suite: mls_group.ciphersuite().into(),
-            past_epochs: group::policy_of(mls_group.extensions())?.past_epochs,
+            past_epochs: policy.past_epochs,
+            external_join: policy.external_join,
         };
         Ok((founding, others.collect()))
     })
