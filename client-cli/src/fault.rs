@@ -1,5 +1,6 @@
-//! Faults on purpose, for tests: `CHANCERY_FAULT=<name>` ends the process at the point of that name, without any clean-up;
-//! `CHANCERY_FAULT_ITEM=<name>` makes the first item of the loop of that name fail; `CHANCERY_CLOCK_SKEW_SECONDS=<n>` puts the clock forward, or back.
+//! Faults on purpose, for tests: `CHANCERY_FAULT=<name>` ends the process at the point of that name, without any
+//! clean-up; `CHANCERY_FAULT_ITEM=<name>` makes the first item of the loop of that name fail;
+//! `CHANCERY_CLOCK_SKEW_SECONDS=<n>` puts the clock forward, or back.
 
 /// Exit code of a crash on purpose.
 pub const EXIT: i32 = 86;

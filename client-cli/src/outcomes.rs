@@ -1,7 +1,7 @@
 //! Loops in which the failure of one item is recorded for that item, and the others go on.
 //!
-//! Every loop of the member over groups, Welcomes, messages, devices or frames is one of [`Loop`] and runs its items through [`Outcomes`]. What ends
-//! such a loop is the same for all of them, and is written down in [`ends_loop`].
+//! Every loop of the member over groups, Welcomes, messages, devices or frames is one of [`Loop`] and runs its items
+//! through [`Outcomes`]. What ends such a loop is the same for all of them, and is written down in [`ends_loop`].
 
 use std::fmt::Display;
 
@@ -160,8 +160,8 @@ impl Outcomes {
     }
 }
 
-/// Whether a failure is no item's own. These end a loop: the store cannot be used, nobody answers, or this device may not call at all.
-/// An answer of INTERNAL is about the one item that was asked for.
+/// Whether a failure is no item's own. These end a loop: the store cannot be used, nobody answers, or this device may
+/// not call at all. An answer of INTERNAL is about the one item that was asked for.
 pub fn ends_loop(failure: &Failure) -> bool {
     match failure {
         Failure::Core(CoreError::Store(_)) => true,
@@ -180,8 +180,8 @@ pub fn ends_loop(failure: &Failure) -> bool {
     }
 }
 
-/// Whether a person has to look at what failed: not at what the server refused, nor at what was not answered or lost a race, which all come up again by
-/// themselves.
+/// Whether a person has to look at what failed: not at what the server refused, nor at what was not answered or lost a
+/// race, which all come up again by themselves.
 pub fn needs_person(failure: &Failure) -> bool {
     match failure {
         Failure::Refused(refusal) => refusal.code == Code::DataLoss,

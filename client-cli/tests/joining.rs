@@ -1,5 +1,5 @@
-//! Every way in which a Welcome can be of no use: it is put aside with its reason, and the next one is used. And which Welcomes are for a device that waits
-//! for a return.
+//! Every way in which a Welcome can be of no use: it is put aside with its reason, and the next one is used. And which
+//! Welcomes are for a device that waits for a return.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod support;

@@ -275,8 +275,8 @@ fn whichever_item_fails_the_others_are_done() {
                 c.run(&["sync"]).unwrap();
             }
             Loop::Frames => words = vec!["listen", "--seconds", "2"],
-            // Several Commits need hundreds of devices, a text said again a Commit that is taken back, and mending a group that ails: their loops are
-            // the same code, walked by `client-cli`'s own tests.
+            // Several Commits need hundreds of devices, a text said again a Commit that is taken back, and mending a
+            // group that ails: their loops are the same code, walked by `client-cli`'s own tests.
             Loop::SaidAgain | Loop::Added | Loop::Mending => continue,
         }
         for group in [&first, &second] {

@@ -73,7 +73,8 @@ pub struct Options {
         value_name = "N"
     )]
     pub removals_per_hour: u32,
-    /// How long a device that was left out of a group is left to whoever tried to add it, seconds: only then others try.
+    /// How long a device that was left out of a group is left to whoever tried to add it, seconds: only then others
+    /// try.
     #[arg(
         long,
         global = true,

@@ -75,7 +75,8 @@ pub struct Founding {
     pub suite: u16,
     /// How many past epochs messages may come from: each of them costs every member as much as the current one. 0 is for groups of thousands.
     pub past_epochs: u8,
-    /// Who may come in by an external Commit. Where nobody may, a device that lost its state has to be removed and added again.
+    /// Who may come in by an external Commit. Where nobody may, a device that lost its state has to be removed and
+    /// added again.
     pub external_join: ExternalJoin,
 }
 

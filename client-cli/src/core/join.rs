@@ -33,8 +33,9 @@ fn distrusted(context: Context<'_>, mls_group: &MlsGroup) -> Result<Vec<Person>,
         .collect()
 }
 
-/// Whether this Welcome was used already, or opens nothing that this device does not have. A device without a live state of the group has read on and
-/// could use nothing of what came after: any Welcome that is newer than its membership is for it.
+/// Whether this Welcome was used already, or opens nothing that this device does not have. A device without a live
+/// state of the group has read on and could use nothing of what came after: any Welcome that is newer than its
+/// membership is for it.
 ///
 /// # Errors
 /// The store.
@@ -129,8 +130,8 @@ pub fn welcome(
     Ok(record)
 }
 
-/// Puts a Welcome aside that can never be used: the group is one that this device is in the roster of, without a state, and the journal says why. A group that
-/// goes on here, or was stopped, stays as it is.
+/// Puts a Welcome aside that can never be used: the group is one that this device is in the roster of, without a state,
+/// and the journal says why. A group that goes on here, or was stopped, stays as it is.
 ///
 /// # Errors
 /// The store.

@@ -1,8 +1,10 @@
-//! Devices that were to be added to a group and got no leaf, for want of a KeyPackage that could be used: kept until they are in, or are not wanted any more.
+//! Devices that were to be added to a group and got no leaf, for want of a KeyPackage that could be used: kept until
+//! they are in, or are not wanted any more.
 //!
-//! Whoever tried to add a device keeps it, and so does everybody who reads of it in the Commit (`CommitInfo.left_out`). Who tried first tries again;
-//! the others wait, each for another time, so that a group of thousands does not ask for one KeyPackage at once. A device is forgotten when it is in, when a
-//! device of its user was removed after it was left out, when it was revoked, and after [`KEPT_SECONDS`].
+//! Whoever tried to add a device keeps it, and so does everybody who reads of it in the Commit (`CommitInfo.left_out`).
+//! Who tried first tries again; the others wait, each for another time, so that a group of thousands does not ask for
+//! one KeyPackage at once. A device is forgotten when it is in, when a device of its user was removed after it was left
+//! out, when it was revoked, and after [`KEPT_SECONDS`].
 
 use std::collections::BTreeSet;
 
@@ -115,7 +117,8 @@ pub fn note(step: &Step<'_>, group: &GroupName, devices: Vec<LeftOut>) -> Done {
     Ok(())
 }
 
-/// What a Commit says, that was accepted at `at` (Unix seconds): whom it left out, whom it added, whose devices it removed.
+/// What a Commit says, that was accepted at `at` (Unix seconds): whom it left out, whom it added, whose devices it
+/// removed.
 ///
 /// # Errors
 /// The store.
@@ -141,7 +144,8 @@ pub fn committed(
     note(step, group, left_out.collect())
 }
 
-/// How long this device leaves it to whoever tried first, seconds: between once and twice the time that it is told, another one for each device.
+/// How long this device leaves it to whoever tried first, seconds: between once and twice the time that it is told,
+/// another one for each device.
 fn others_wait(context: Context<'_>, group: &GroupName, device: &[u8; 16]) -> i64 {
     let own = &context.identity.person.device;
     let hash = Sha256::digest([&group.id[..], own, device].concat());
@@ -150,7 +154,8 @@ fn others_wait(context: Context<'_>, group: &GroupName, device: &[u8; 16]) -> i6
     wait + wait * share / i64::from(u16::MAX)
 }
 
-/// Devices that are in are left out no more; and whose user lost a device in the group is not brought in by another one.
+/// Devices that are in are left out no more; and whose user lost a device in the group is not brought in by another
+/// one.
 ///
 /// # Errors
 /// The store.
@@ -190,8 +195,8 @@ pub fn of_group(step: &Step<'_>, group: &GroupName) -> Done<Vec<LeftOut>> {
     Ok(found.into_iter().map(|(_, left_out)| left_out).collect())
 }
 
-/// Takes the devices of a group that are to be tried now, and puts their next time off: a try that fails, or never ends, is not repeated at once. An `eager`
-/// caller does not wait with what this device tried itself.
+/// Takes the devices of a group that are to be tried now, and puts their next time off: a try that fails, or never
+/// ends, is not repeated at once. An `eager` caller does not wait with what this device tried itself.
 ///
 /// # Errors
 /// The store.

@@ -144,7 +144,8 @@ impl Member {
         Ok((Some(done), claimed.reasons))
     }
 
-    /// Keeps devices that could not be added with what the server gave out for them: another time it may be another KeyPackage.
+    /// Keeps devices that could not be added with what the server gave out for them: another time it may be another
+    /// KeyPackage.
     fn left_out(&self, name: &GroupName, devices: &[Name], why: &str) -> Result<(), Failure> {
         let now = self.now();
         let devices = devices.iter().map(|d| LeftOut::own(d, None, why, now));

@@ -258,7 +258,8 @@ impl Member {
         })
     }
 
-    /// Comes back: by a Welcome that waits for a device whose state is lost, or else by an external Commit, which takes its old leaf in the roster and its key.
+    /// Comes back: by a Welcome that waits for a device whose state is lost, or else by an external Commit, which takes
+    /// its old leaf in the roster and its key.
     ///
     /// # Errors
     /// The refusal (the policy may not allow it), no answer, or the store.
@@ -298,9 +299,9 @@ impl Member {
         }
     }
 
-    /// Uses a Welcome that waits for a device whose state is lost; whether that brought it back. Then reads what only the state that is about to be given up can
-    /// read: by that a device may learn that it was removed, and added again. Not where a return is under way already: reading would take it over, and it would
-    /// be made a second time.
+    /// Uses a Welcome that waits for a device whose state is lost; whether that brought it back. Then reads what only
+    /// the state that is about to be given up can read: by that a device may learn that it was removed, and added
+    /// again. Not where a return is under way already: reading would take it over, and it would be made a second time.
     async fn read_before_return(&self, name: &GroupName) -> Result<bool, Failure> {
         let known = || self.step(|step, _| Ok(records::group(step, name)?));
         let record = known()?;

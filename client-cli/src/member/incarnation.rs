@@ -1,5 +1,6 @@
-//! A Delivery Service whose database was restored gives KeyPackages away that it had given away before. Its incarnation says so, and this device publishes
-//! others in their place. The private parts of the old ones are kept for a while, for Welcomes that are under way, and then dropped.
+//! A Delivery Service whose database was restored gives KeyPackages away that it had given away before. Its incarnation
+//! says so, and this device publishes others in their place. The private parts of the old ones are kept for a while,
+//! for Welcomes that are under way, and then dropped.
 
 use chancery_proto::{
     delivery::v1::{GetServiceInfoRequest, PublishKeyPackagesRequest},
@@ -15,7 +16,8 @@ use crate::{core::group, failure::Failure};
 
 const INCARNATION: &[u8] = b"incarnation";
 const RETIRED: &[u8] = b"key_packages.retired";
-/// How long the private parts of replaced KeyPackages are kept, seconds: a claim may be answered again for a day, and its Commit comes after it.
+/// How long the private parts of replaced KeyPackages are kept, seconds: a claim may be answered again for a day, and
+/// its Commit comes after it.
 const RETIRED_SECONDS: i64 = 2 * 86_400;
 /// How long a signed replacement may be under way, seconds.
 const REPLACE_SECONDS: i64 = 300;
@@ -28,7 +30,8 @@ struct Retired {
 }
 
 impl Member {
-    /// Compares the server's incarnation with the one that is remembered. After a restore KeyPackages are published anew; whether that was so.
+    /// Compares the server's incarnation with the one that is remembered. After a restore KeyPackages are published
+    /// anew; whether that was so.
     ///
     /// # Errors
     /// The refusal, no answer, or the store.

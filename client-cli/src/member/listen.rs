@@ -66,7 +66,8 @@ enum End {
     Again,
 }
 
-/// When what ails is looked at again: soon at first, since others may be about to take a Commit back, then more and more seldom.
+/// When what ails is looked at again: soon at first, since others may be about to take a Commit back, then more and
+/// more seldom.
 #[derive(Default)]
 struct Mending {
     tries: BTreeMap<GroupName, (u32, Option<Instant>)>,
@@ -380,7 +381,8 @@ impl Member {
         }
     }
 
-    /// A group ended for this device. One that the server does not know any more, though entries of it were acknowledged, is another history.
+    /// A group ended for this device. One that the server does not know any more, though entries of it were
+    /// acknowledged, is another history.
     fn ended(&self, ended: &Ended, sink: Sink<'_>) -> Result<ControlFlow<()>, Failure> {
         let Some(name) = ended.group.as_ref().map(GroupName::from_ref) else {
             return Ok(ControlFlow::Continue(()));

@@ -73,8 +73,8 @@ pub struct Resolved {
 }
 
 impl Member {
-    /// Everything: Welcomes, all groups (or only one), what was left open, devices that were left out, and the stock of KeyPackages. What fails of one
-    /// group or Welcome is in the answer, and ends nothing else.
+    /// Everything: Welcomes, all groups (or only one), what was left open, devices that were left out, and the stock of
+    /// KeyPackages. What fails of one group or Welcome is in the answer, and ends nothing else.
     ///
     /// # Errors
     /// See [`crate::outcomes::ends_loop`]; where only one group is meant, its failure.
@@ -175,7 +175,8 @@ impl Member {
         Ok(())
     }
 
-    /// Finds out what became of a group's kept Commit and of its kept messages. What the server refuses is settled by that.
+    /// Finds out what became of a group's kept Commit and of its kept messages. What the server refuses is settled by
+    /// that.
     async fn resolve(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
         let mut resolved = |message_id, outcome: Option<&records::Accepted>| {
             synced.resolved.push(Resolved {
@@ -286,8 +287,8 @@ impl Member {
         }
     }
 
-    /// A log that the server does not give: nothing where this device is no member any more, another history where what it knows of the group was
-    /// acknowledged to it, or the failure itself.
+    /// A log that the server does not give: nothing where this device is no member any more, another history where what
+    /// it knows of the group was acknowledged to it, or the failure itself.
     fn not_read(&self, record: &GroupRecord, failure: Failure) -> Result<(), Failure> {
         let unknown = failure.reason() == Some(Reason::Group)
             && !mutants::is_on(Mutant::UnknownGroupIsARefusal);

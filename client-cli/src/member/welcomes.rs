@@ -172,7 +172,8 @@ impl Member {
         } else {
             // A return that is under way is another membership: what became of it is asked first.
             self.settle_return(&name).await?;
-            // Another membership may have ended before this one began: what was said in it is read first, as long as its keys are here.
+            // Another membership may have ended before this one began: what was said in it is read first, as long as
+            // its keys are here.
             self.read_before(&name, welcome.seq).await?;
             match self.tree(&name, welcome.epoch_seq).await {
                 Ok(tree) => self.enter(welcome, &name, tree)?,
@@ -212,8 +213,8 @@ impl Member {
         }
     }
 
-    /// Uses a Welcome with the tree of its epoch, or puts it aside where it can never be used. Another process of this profile may have used it meanwhile,
-    /// whose state is not to be lost.
+    /// Uses a Welcome with the tree of its epoch, or puts it aside where it can never be used. Another process of this
+    /// profile may have used it meanwhile, whose state is not to be lost.
     ///
     /// # Errors
     /// The store.

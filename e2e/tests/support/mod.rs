@@ -57,7 +57,8 @@ impl Fixture {
         Device::enroll(&self.programs, &self.server.node, folder, 0, person, name).unwrap()
     }
 
-    /// Runs a statement on the Delivery Service's database, as an operator with bad luck could; how many rows it changed.
+    /// Runs a statement on the Delivery Service's database, as an operator with bad luck could; how many rows it
+    /// changed.
     pub fn delivery_sql(&self, sql: &str) -> u64 {
         self.delivery_client().execute(sql, &[]).unwrap()
     }
