@@ -175,6 +175,7 @@ impl Member {
         let mut records = self.step(|step, _| Ok(records::groups(step)?))?;
         records.retain(|record| {
             (groups.is_empty() || groups.contains(&record.name))
+                && record.name.domain == self.profile.delivery_domain
                 && matches!(
                     record.state,
                     GroupState::Active | GroupState::NeedsRejoin(_)

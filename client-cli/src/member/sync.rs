@@ -291,6 +291,7 @@ impl Member {
     /// it knows of the group was acknowledged to it, or the failure itself.
     fn not_read(&self, record: &GroupRecord, failure: Failure) -> Result<(), Failure> {
         let unknown = failure.reason() == Some(Reason::Group)
+            && record.name.domain == self.profile.delivery_domain
             && !mutants::is_on(Mutant::UnknownGroupIsARefusal);
         match &record.state {
             GroupState::Removed if unknown => return Ok(()),
