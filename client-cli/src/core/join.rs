@@ -54,7 +54,8 @@ pub fn known(step: &Step<'_>, name: &GroupName, seq: u64) -> Result<bool, CoreEr
 
 /// What a later membership keeps of an earlier one's record: what the server is held to, and what is still to be said.
 fn carry_over(record: GroupRecord, earlier: Option<GroupRecord>) -> GroupRecord {
-    let Some(earlier) = earlier else {
+    // A group that was stopped has nothing that the server could be held to.
+    let Some(earlier) = earlier.filter(|earlier| !earlier.state.ended()) else {
         return record;
     };
     GroupRecord {

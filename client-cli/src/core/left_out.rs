@@ -186,6 +186,17 @@ pub fn forget(step: &Step<'_>, group: &GroupName, devices: &[(String, [u8; 16])]
     Ok(())
 }
 
+/// Forgets all devices of a group that does not go on.
+///
+/// # Errors
+/// The store.
+pub fn forget_all(step: &Step<'_>, group: &GroupName) -> Done {
+    for left_out in of_group(step, group)? {
+        step.delete(SPACE, &left_out.key(group))?;
+    }
+    Ok(())
+}
+
 /// The devices that are left out of a group.
 ///
 /// # Errors

@@ -42,12 +42,14 @@ impl Member {
     }
 
     async fn add_left_out_of(&self, name: &GroupName, eager: bool) -> Result<(), Failure> {
-        let devices = self.step(|step, context| {
-            let record = records::group(step, name)?;
-            let acts = record.is_some_and(|r| r.state == GroupState::Active && r.pending.is_none());
-            match acts {
-                true => left_out::take_due(step, context, name, eager),
-                false => Ok(Vec::new()),
+        let devices = self.step(|step, context| match records::group(step, name)? {
+            Some(r) if r.state == GroupState::Active && r.pending.is_none() => {
+                left_out::take_due(step, context, name, eager)
+            }
+            Some(r) if !r.state.ended() => Ok(Vec::new()),
+            _ => {
+                left_out::forget_all(step, name)?;
+                Ok(Vec::new())
             }
         })?;
         if devices.is_empty() {
