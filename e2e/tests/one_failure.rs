@@ -275,9 +275,19 @@ fn whichever_item_fails_the_others_are_done() {
                 c.run(&["sync"]).unwrap();
             }
             Loop::Frames => words = vec!["listen", "--seconds", "2"],
-            // Several Commits need hundreds of devices, a text said again a Commit that is taken back, and mending a
-            // group that ails: their loops are the same code, walked by `client-cli`'s own tests.
-            Loop::SaidAgain | Loop::Added | Loop::Mending => continue,
+            Loop::Mending => {
+                let profile = fixture.folder.path().join("b");
+                let backup = fixture.folder.path().join("backup of b");
+                copy(&profile, &backup);
+                for group in [&first, &second] {
+                    say(&b, group, "lost with the disk");
+                }
+                std::fs::remove_dir_all(&profile).unwrap();
+                std::fs::rename(&backup, &profile).unwrap();
+                words = vec!["listen", "--seconds", "6"];
+            }
+            // They take hundreds of devices, or a Commit that is taken back; the helper that they share with the others has tests of its own.
+            Loop::SaidAgain | Loop::Added => continue,
         }
         for group in [&first, &second] {
             if walk != Loop::Replacements {
@@ -286,7 +296,7 @@ fn whichever_item_fails_the_others_are_done() {
         }
         let said = broken(&b, walk, &words);
         assert!([0, 10].contains(&said.code), "{walk:?}: {said:?}");
-        if walk != Loop::Frames {
+        if !matches!(walk, Loop::Frames | Loop::Mending) {
             let failed = said.answer["failed"].as_array().unwrap();
             assert_eq!(failed.len(), 1, "{walk:?}: {said:?}");
             assert_eq!(failed[0]["of"], walk.name(), "{walk:?}");
@@ -297,6 +307,13 @@ fn whichever_item_fails_the_others_are_done() {
             Loop::Replacements => [&first, &second]
                 .iter()
                 .filter(|group| show(&a, group)["state"] == "replaced")
+                .count(),
+            Loop::Mending => [&first, &second]
+                .iter()
+                .filter(|group| {
+                    let shown = show(&b, group);
+                    shown["state"] == "active" && shown["rejoined_seq"] != 0
+                })
                 .count(),
             Loop::LeftOut => [&first, &second]
                 .iter()
