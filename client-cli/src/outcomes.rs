@@ -101,7 +101,8 @@ impl Outcomes {
         }
     }
 
-    /// Works on one item. Its value, or `None` where it failed, which is recorded.
+    /// Works on one item. Its value, or `None` where it failed, which is recorded. Callers box what is large: futures
+    /// that lie in each other are too deep for the compiler at some point.
     ///
     /// # Errors
     /// A failure that is not the item's own and ends the loop: see [`ends_loop`].

@@ -53,7 +53,7 @@ pub async fn run(cli: Cli) -> Result<Option<Value>, Failure> {
             listen(&member, &args).await?;
             return Ok(None);
         }
-        command => answer(&open(options).await?, command).await?,
+        command => Box::pin(answer(&open(options).await?, command)).await?,
     };
     Ok(Some(value))
 }

@@ -88,7 +88,10 @@ impl Member {
                 at + 1,
                 at + devices.len()
             );
-            match outcomes.run(item, self.add_part(name, devices)).await? {
+            match outcomes
+                .run(item, Box::pin(self.add_part(name, devices)))
+                .await?
+            {
                 Some(part) => done.add(part),
                 None => without.push(devices),
             }

@@ -264,7 +264,7 @@ impl Member {
     /// # Errors
     /// The refusal (the policy may not allow it), no answer, or the store.
     pub async fn rejoin(&self, name: &GroupName) -> Result<Committed, Failure> {
-        if self.read_before_return(name).await? {
+        if Box::pin(self.read_before_return(name)).await? {
             return self.as_it_is(name.clone(), Tally::default());
         }
         let mut tally = Tally::default();

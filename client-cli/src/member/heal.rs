@@ -162,7 +162,7 @@ impl Member {
     /// Comes back; false where that is not possible now. A group whose roster this device is not in any more is one
     /// that it was removed from.
     pub(super) async fn come_back(&self, name: &GroupName) -> Result<bool, Failure> {
-        let back = self.rejoin(name).await;
+        let back = Box::pin(self.rejoin(name)).await;
         if let Err(failure) = &back
             && failure.reason() == Some(Reason::Group)
         {

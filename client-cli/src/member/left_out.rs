@@ -34,7 +34,7 @@ impl Member {
         let mut outcomes = Outcomes::of(Loop::LeftOut);
         for name in due {
             outcomes
-                .run(&name, self.add_left_out_of(&name, eager))
+                .run(&name, Box::pin(self.add_left_out_of(&name, eager)))
                 .await?;
         }
         failed.extend(outcomes.failed());

@@ -263,7 +263,7 @@ impl Member {
             let item = about
                 .as_ref()
                 .map_or_else(String::new, GroupName::to_string);
-            let done = frames.run(item, self.frame(frame, sink)).await?;
+            let done = frames.run(item, Box::pin(self.frame(frame, sink))).await?;
             let mut flow = done.unwrap_or(ControlFlow::Continue(()));
             for failed in frames.take_failed() {
                 flow = self.told_failure(about.clone(), failed, sink)?;
@@ -286,7 +286,7 @@ impl Member {
             if !mending.is_due(&record.name) {
                 continue;
             }
-            let healed = outcomes.run(&record.name, self.heal(&record.name, false));
+            let healed = outcomes.run(&record.name, Box::pin(self.heal(&record.name, false)));
             if let Some(read) = healed.await?
                 && told(&record.name, read, sink).is_break()
             {

@@ -65,7 +65,7 @@ impl Member {
         let mut outcomes = Outcomes::of(Loop::Replacements);
         for (_, replacing) in begun {
             let done = async { unless_refused(self.go_on(&replacing).await) };
-            outcomes.run(&replacing.old, done).await?;
+            outcomes.run(&replacing.old, Box::pin(done)).await?;
         }
         failed.extend(outcomes.failed());
         Ok(())

@@ -88,7 +88,7 @@ impl Member {
             }
             Some(_) => Vec::new(),
         };
-        let joins = self.join_all().await?;
+        let joins = Box::pin(self.join_all()).await?;
         (synced.joined, synced.put_aside) = (joins.joined, joins.put_aside);
         synced.failed = joins.failed;
         self.find_again(listed, &mut synced).await?;
@@ -99,7 +99,7 @@ impl Member {
             }
             let name = &record.name;
             outcomes
-                .run(name, self.sync_group(name, &mut synced))
+                .run(name, Box::pin(self.sync_group(name, &mut synced)))
                 .await?;
         }
         synced.failed.extend(outcomes.failed());
@@ -166,7 +166,7 @@ impl Member {
             if known.is_some_and(|record| record.state != GroupState::Removed) {
                 continue;
             }
-            let found = outcomes.run(&name, self.come_back(&name)).await?;
+            let found = outcomes.run(&name, Box::pin(self.come_back(&name))).await?;
             if found == Some(true) && !synced.joined.contains(&name) {
                 synced.joined.push(name);
             }
@@ -212,7 +212,7 @@ impl Member {
                     Err(failure) => Err(failure),
                 }
             };
-            if let Some(outcome) = outcomes.run(item, delivered).await? {
+            if let Some(outcome) = outcomes.run(item, Box::pin(delivered)).await? {
                 resolved(id, outcome.as_ref());
             }
         }

@@ -143,7 +143,7 @@ impl Member {
                 outcomes.record("a Welcome", Err::<(), _>(no_group()))?;
                 continue;
             };
-            match outcomes.run(&group, self.join(&welcome)).await? {
+            match outcomes.run(&group, Box::pin(self.join(&welcome))).await? {
                 Some(Entered::Joined) if !joins.joined.contains(&group) => joins.joined.push(group),
                 Some(Entered::PutAside(why)) => joins.put_aside.push(PutAside {
                     group,
@@ -171,7 +171,7 @@ impl Member {
             Entered::Known
         } else {
             // A return that is under way is another membership: what became of it is asked first.
-            self.settle_return(&name).await?;
+            Box::pin(self.settle_return(&name)).await?;
             // Another membership may have ended before this one began: what was said in it is read first, as long as
             // its keys are here.
             self.read_before(&name, welcome.seq).await?;
