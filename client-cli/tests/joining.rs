@@ -127,8 +127,8 @@ const SPOILERS: &[Spoiler] = &[
     ("an empty tree", |i| i.nodes.clear()),
 ];
 
-#[test]
-fn whatever_is_wrong_with_a_welcome_it_is_put_aside_and_the_next_one_is_used() {
+#[tokio::test]
+async fn whatever_is_wrong_with_a_welcome_it_is_put_aside_and_the_next_one_is_used() {
     let authority = Authority::new();
     for (what, spoil) in SPOILERS {
         let mut invitation = Invitation::new(&authority);
@@ -210,8 +210,8 @@ fn a_welcome_is_for_whoever_has_no_live_state_and_is_no_member_by_a_later_one() 
     }
 }
 
-#[test]
-fn a_welcome_that_is_no_welcome_takes_nothing_from_a_group_that_goes_on() {
+#[tokio::test]
+async fn a_welcome_that_is_no_welcome_takes_nothing_from_a_group_that_goes_on() {
     let authority = Authority::new();
     let (mut a, b, log) = pair(&authority);
     let name = log.name.clone();

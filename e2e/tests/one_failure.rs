@@ -26,8 +26,8 @@ fn id_of(group: &str) -> &str {
 
 /// The lines that `listen` writes within a second.
 fn listened(device: &Device) -> Vec<Value> {
-    let output = device.command(&["listen", "--seconds", "2"]);
-    let output = { output }.output().unwrap();
+    let mut command = device.command(&["listen", "--seconds", "2"]);
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines()

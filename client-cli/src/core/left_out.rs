@@ -78,8 +78,12 @@ impl LeftOut {
         key(group, &self.domain, &self.device)
     }
 
-    fn is_due(&self, now: i64, eager: bool) -> bool {
-        (self.own && eager) || now >= self.next_at
+    fn is_due(&self, context: Context<'_>, group: &GroupName, eager: bool) -> bool {
+        if self.own {
+            return eager || context.now >= self.next_at;
+        }
+        let others_at = self.since + others_wait(context, group, &self.device);
+        context.now >= self.next_at.max(others_at)
     }
 }
 
@@ -124,7 +128,6 @@ pub fn note(step: &Step<'_>, group: &GroupName, devices: Vec<LeftOut>) -> Done {
 /// The store.
 pub fn committed(
     step: &Step<'_>,
-    context: Context<'_>,
     group: &GroupName,
     left_out: &[Member],
     (added, removed): (&[Person], &[Person]),
@@ -138,7 +141,7 @@ pub fn committed(
         since: at,
         own: false,
         tries: 0,
-        next_at: at + others_wait(context, group, &member.device),
+        next_at: at,
     });
     closed(step, group, added, removed)?;
     note(step, group, left_out.collect())
@@ -224,7 +227,7 @@ pub fn take_due(
             step.delete(SPACE, &key)?;
             continue;
         }
-        if !left_out.is_due(context.now, eager) || due.len() >= AT_ONCE {
+        if !left_out.is_due(context, group, eager) || due.len() >= AT_ONCE {
             continue;
         }
         let first = match left_out.own {
@@ -244,13 +247,13 @@ pub fn take_due(
 ///
 /// # Errors
 /// The store.
-pub fn groups_due(step: &Step<'_>, now: i64, eager: bool) -> Done<Vec<GroupName>> {
+pub fn groups_due(step: &Step<'_>, context: Context<'_>, eager: bool) -> Done<Vec<GroupName>> {
     let found: Vec<(Vec<u8>, LeftOut)> = step.list(SPACE, b"", b"", usize::MAX)?;
     let mut due = BTreeSet::<GroupName>::new();
     for (key, left_out) in found {
         let group = key.split(|byte| *byte == 0).next().unwrap_or_default();
         let group = std::str::from_utf8(group).ok().and_then(|g| g.parse().ok());
-        if let Some(group) = group.filter(|_| left_out.is_due(now, eager)) {
+        if let Some(group) = group.filter(|group| left_out.is_due(context, group, eager)) {
             due.insert(group);
         }
     }
