@@ -494,14 +494,7 @@ fn process(
                 .map_err(mls)?;
             gone(record, &change.removed);
             let roster = (&change.added[..], &change.removed[..]);
-            left_out::committed(
-                step,
-                context,
-                &record.name,
-                &change.info.left_out,
-                roster,
-                at,
-            )?;
+            left_out::committed(step, &record.name, &change.info.left_out, roster, at)?;
             record.distrusted.extend(change.distrusted);
             (written.added, written.removed) = (change.added, change.removed);
             if written.added.contains(&context.identity.person) {

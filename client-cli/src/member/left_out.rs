@@ -30,7 +30,7 @@ impl Member {
         failed: &mut Vec<Failed>,
     ) -> Result<(), Failure> {
         let eager = eager == Eager::Yes;
-        let due = self.step(|step, context| Ok(left_out::groups_due(step, context.now, eager)?))?;
+        let due = self.step(|step, context| Ok(left_out::groups_due(step, context, eager)?))?;
         let mut outcomes = Outcomes::of(Loop::LeftOut);
         for name in due {
             outcomes
