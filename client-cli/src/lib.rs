@@ -11,6 +11,7 @@
 //! | [`cli`] | arguments, commands, JSON |
 //! | [`progress`] | how far something long has come |
 //! | [`failure`] | why something failed, and its exit code |
+//! | [`outcomes`] | loops in which one item's failure ends nothing else |
 //! | [`fault`] | crashes on purpose, for tests |
 
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod core;
 pub mod failure;
 pub mod fault;
 pub mod member;
+pub mod outcomes;
 pub mod profile;
 pub mod progress;
 pub mod store;

@@ -15,7 +15,7 @@ use std::{
 use bytes::BytesMut;
 use chancery_proto::common::v1::Reason;
 use chancery_proto::delivery::v1::{
-    CaughtUp, Cursor, Ended, Heartbeat, State, SubscribeRequest, frame,
+    CaughtUp, Cursor, Ended, EndedWhy, Heartbeat, State, SubscribeRequest, frame,
 };
 use service_kit::db::DbError;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
@@ -316,7 +316,11 @@ impl Stream {
             if comes_back {
                 self.look_at_inbox().await?;
             }
-            for read in self.read(part).await? {
+            let part = self.read(part).await?;
+            for group in part.unknown {
+                self.unknown(&group).await;
+            }
+            for read in part.reads {
                 self.step(read).await?;
             }
             self.flush().await;
@@ -324,6 +328,18 @@ impl Stream {
             self.answer(woken).await?;
         }
         Ok(())
+    }
+
+    /// A group of which the device may see nothing: its subscription ends, and no other one.
+    async fn unknown(&mut self, group: &GroupId) {
+        if self.readers.remove(group).is_some() {
+            let ended = Ended {
+                group: Some(read::group_ref(&self.node, group)),
+                at_seq: 0,
+                why: EndedWhy::Unknown.into(),
+            };
+            self.send(frame::Frame::Ended(ended)).await;
+        }
     }
 
     /// Sends the next frame of one group; it is due again if there is more.

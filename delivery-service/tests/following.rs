@@ -53,6 +53,54 @@ async fn seqs(stream: &mut Streaming<Frame>) -> Result<Vec<u64>, tonic::Status> 
     }
 }
 
+/// A group that never was, and one that the device is not in, among those that it follows.
+#[tokio::test]
+async fn a_cursor_of_an_unknown_group_ends_its_own_subscription_and_no_other() {
+    let (world, devices, group) = group_of(1, 2).await;
+    let stranger = world.device(Uuid::new_v4());
+    let foreign = Group::create(&world, &stranger).await;
+    let never = chancery_proto::common::v1::GroupRef {
+        id: vec![7; 32].into(),
+        ..group.reference()
+    };
+    let unknown = [never, foreign.reference()];
+    let cursor = |group| Cursor {
+        group: Some(group),
+        ..Cursor::default()
+    };
+    let mut cursors: Vec<Cursor> = unknown.iter().cloned().map(cursor).collect();
+    cursors.insert(1, cursor(group.reference()));
+    let request = SubscribeRequest {
+        cursors,
+        ..SubscribeRequest::default()
+    };
+    let mut client = world.nodes[0].client.clone();
+    let answer = client
+        .subscribe(world.by(&devices[1], request))
+        .await
+        .unwrap();
+    let mut stream = answer.into_inner();
+    let (mut ended, mut read) = (Vec::new(), 0);
+    loop {
+        match next(&mut stream).await.unwrap() {
+            Kind::Ended(end) => {
+                assert_eq!((end.at_seq, end.why()), (0, EndedWhy::Unknown));
+                ended.push(end.group.unwrap());
+            }
+            Kind::Entries(entries) => read += entries.entries.len(),
+            Kind::CaughtUp(_) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(ended.len(), 2);
+    assert!(unknown.iter().all(|group| ended.contains(group)));
+    assert!(read > 0);
+    // And it is live.
+    let message = group.message(Uuid::new_v4(), 1);
+    let sent = send(&world, &devices[0], message).await.unwrap();
+    assert_eq!(seqs(&mut stream).await.unwrap(), [sent.seq]);
+}
+
 #[tokio::test]
 async fn every_follower_gets_the_same_entries_and_then_the_state() {
     let (world, devices, group) = group_of(1, 5).await;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client_cli::core::records::GroupName;
+use client_cli::{core::records::GroupName, member::welcomes::Entered};
 use e2e::programs::text;
 use serde_json::Value;
 use support::{Fixture, assert_agree, read, show, texts};
@@ -24,7 +24,7 @@ async fn a_welcome_that_another_process_has_used_meanwhile_takes_nothing_away() 
     let welcome = slow.welcomes().await.unwrap().remove(0);
     let tree = slow.tree(&name, welcome.epoch_seq).await.unwrap();
     b.run(&["sync"]).unwrap();
-    assert!(!slow.enter(&welcome, &name, tree).unwrap());
+    assert_eq!(slow.enter(&welcome, &name, tree).unwrap(), Entered::Known);
     drop(slow);
     a.run(&["send", "--group", &group, "still there?"]).unwrap();
     assert_eq!(texts(&b, &group), ["still there?"]);

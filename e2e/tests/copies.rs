@@ -3,16 +3,8 @@
 
 mod support;
 
-use std::{path::Path, process::Command};
-
 use e2e::device::Device;
-use support::{Fixture, assert_agree, read, show, texts};
-
-fn copy(from: &Path, to: &Path) {
-    let mut command = Command::new("cp");
-    command.arg("-a").arg(from).arg(to);
-    assert!(command.status().unwrap().success());
-}
+use support::{Fixture, assert_agree, copy, read, show, texts};
 
 fn say(device: &Device, group: &str, text: &str) -> serde_json::Value {
     device.run(&["send", "--group", group, text]).unwrap()

@@ -22,6 +22,18 @@ pub enum Mutant {
     LeavingStays,
     /// The server verifies failure reports with the leaves of the stored tree, which a member may have put there.
     ReportKeyFromTree,
+    /// A Welcome whose tree cannot be used is never put aside.
+    UnusableWelcomeKept,
+    /// A device that waits for a return takes every Welcome up to the head that it has read for one that it used.
+    WelcomeKnownByHead,
+    /// One item's failure ends the client's loop over the others.
+    OneFailureEndsTheLoop,
+    /// A group that the server does not know any more stays active at the client, and ends its `sync`.
+    UnknownGroupIsARefusal,
+    /// The client does not look at the server's incarnation.
+    IncarnationIgnored,
+    /// The client forgets which devices were left out for want of a KeyPackage.
+    LeftOutForgotten,
 }
 
 impl Mutant {
@@ -35,6 +47,12 @@ impl Mutant {
         Self::AddedLeafUncompared,
         Self::LeavingStays,
         Self::ReportKeyFromTree,
+        Self::UnusableWelcomeKept,
+        Self::WelcomeKnownByHead,
+        Self::OneFailureEndsTheLoop,
+        Self::UnknownGroupIsARefusal,
+        Self::IncarnationIgnored,
+        Self::LeftOutForgotten,
     ];
 }
 

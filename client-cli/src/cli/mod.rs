@@ -73,6 +73,16 @@ pub struct Options {
         value_name = "N"
     )]
     pub removals_per_hour: u32,
+    /// How long a device that was left out of a group is left to whoever tried to add it, seconds: only then others
+    /// try.
+    #[arg(
+        long,
+        global = true,
+        env = "CHANCERY_LEFT_OUT_WAIT_SECONDS",
+        default_value_t = crate::member::LEFT_OUT_WAIT_SECONDS,
+        value_name = "N"
+    )]
+    pub left_out_wait_seconds: u32,
     /// Accepted for scripts that say it: JSON is the only form.
     #[arg(long, global = true)]
     pub json: bool,
@@ -241,6 +251,9 @@ pub enum Group {
         /// How many past epochs messages may come from; 0 for groups of thousands, whose members keep every secret of each of them.
         #[arg(long, default_value_t = Founding::default().past_epochs, value_name = "N")]
         past_epochs: u8,
+        /// Leaves out this user's other devices, which are added too otherwise.
+        #[arg(long)]
+        no_own_devices: bool,
     },
     /// Lists the groups of the store.
     List,

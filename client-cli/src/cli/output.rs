@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::{
     core::{
         group,
+        left_out::LeftOut,
         records::{GroupRecord, GroupState, JournalEntry, Person},
     },
     member::{
@@ -20,7 +21,9 @@ use crate::{
         listen::Event,
         send::Sent,
         sync::Synced,
+        welcomes::PutAside,
     },
+    outcomes::Failed,
 };
 
 fn uris(people: &[Person]) -> Vec<String> {
@@ -141,7 +144,7 @@ pub fn group_line(record: &GroupRecord) -> Value {
 }
 
 /// `group show`
-pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>) -> Value {
+pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>, left_out: &[LeftOut]) -> Value {
     let mut value = group_line(record);
     value["chain"] = json!(hex::encode(record.chain));
     value["joined_seq"] = json!(record.joined_seq);
@@ -159,6 +162,10 @@ pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>) -> Value {
         "operation": pending.operation.name(),
     })));
     value["leaving"] = json!(uris(&record.leaving));
+    value["left_out"] = left_out
+        .iter()
+        .map(|l| json!({ "device": l.device_uri(), "why": l.why, "since": l.since, "own": l.own }))
+        .collect();
     value["distrusted"] = json!(uris(&record.distrusted));
     let members = mls_group.map(|g| group::roster(g).unwrap_or_default());
     value["epoch_authenticator"] =
@@ -218,7 +225,22 @@ pub fn synced(synced: &Synced, groups: &[GroupRecord]) -> Value {
         "joined": synced.joined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "entries": synced.entries.len(),
         "resolved": resolved.collect::<Vec<_>>(),
+        "put_aside": synced.put_aside.iter().map(put_aside).collect::<Vec<_>>(),
+        "failed": synced.failed.iter().map(failed).collect::<Vec<_>>(),
+        "server_restored": synced.server_restored,
     })
+}
+
+fn put_aside(put_aside: &PutAside) -> Value {
+    json!({ "group": put_aside.group.to_string(), "seq": put_aside.seq, "why": put_aside.why })
+}
+
+/// One item of a loop that failed, in the words of the line on stderr.
+fn failed(failed: &Failed) -> Value {
+    let mut value = failed.failure.to_json()["error"].take();
+    value["of"] = json!(failed.of.name());
+    value["item"] = json!(failed.item);
+    value
 }
 
 /// One line of `listen`.
@@ -237,6 +259,17 @@ pub fn event(event: &Event) -> Value {
         }
         Event::HistoryChanged(group) => {
             json!({ "event": "history_changed", "group": group.as_ref().map(ToString::to_string) })
+        }
+        Event::PutAside(one) => {
+            let mut value = put_aside(one);
+            value["event"] = json!("put_aside");
+            value
+        }
+        Event::ServerRestored => json!({ "event": "server_restored" }),
+        Event::Failed(one) => {
+            let mut value = failed(one);
+            value["event"] = json!("failed");
+            value
         }
         Event::Reconnecting(code) => json!({ "event": "reconnecting", "code": code }),
     }

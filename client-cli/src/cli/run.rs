@@ -17,6 +17,7 @@ use crate::{
     core::{
         CoreError,
         group::{self, Founding},
+        left_out,
         records::{self, GroupName},
     },
     failure::Failure,
@@ -26,6 +27,7 @@ use crate::{
         enroll::{Enrolment, enroll},
         listen::Event,
     },
+    outcomes::{Failed, needs_person},
     profile::{PinnedRoot, Profile},
     progress::Stderr,
 };
@@ -51,7 +53,7 @@ pub async fn run(cli: Cli) -> Result<Option<Value>, Failure> {
             listen(&member, &args).await?;
             return Ok(None);
         }
-        command => answer(&open(options).await?, command).await?,
+        command => Box::pin(answer(&open(options).await?, command)).await?,
     };
     Ok(Some(value))
 }
@@ -86,9 +88,17 @@ async fn answer(member: &Member, command: Command) -> Result<Value, Failure> {
         Command::Group(command) => grouped(member, command).await?,
         Command::Send(args) => send(member, &args).await?,
         Command::Sync { group } => {
-            let synced = member.sync(group.as_ref()).await?;
+            let mut synced = member.sync(group.as_ref()).await?;
             let groups = member.step(|step, _| Ok(records::groups(step)?))?;
-            output::synced(&synced, &groups)
+            let answer = output::synced(&synced, &groups);
+            let for_a_person = |failed: &Failed| needs_person(&failed.failure);
+            if let Some(place) = synced.failed.iter().position(for_a_person) {
+                // Everything else was done, and is answered for.
+                writeln!(std::io::stdout(), "{answer}")
+                    .map_err(|error| Failure::Profile(error.to_string()))?;
+                return Err(synced.failed.swap_remove(place).failure);
+            }
+            answer
         }
         Command::Read {
             group,
@@ -132,6 +142,7 @@ async fn open(options: &Options) -> Result<Member, Failure> {
     let member = Member::open(&options.profile, profile(options)?, deadline(options)).await?;
     Ok(member
         .with_removals_per_hour(options.removals_per_hour)
+        .with_left_out_wait(options.left_out_wait_seconds)
         .with_progress(Arc::new(Stderr::default())))
 }
 
@@ -230,8 +241,14 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             suite,
             id,
             past_epochs,
+            no_own_devices,
         } => {
-            let devices = whom(member, &args).await?;
+            let mut devices = whom(member, &args).await?;
+            if !no_own_devices {
+                let own = &member.identity().person;
+                let user = (own.domain.clone(), own.user);
+                devices.extend(member.active_devices(&[user]).await?);
+            }
             let founding = Founding {
                 past_epochs,
                 ..Founding::of(suite)
@@ -240,11 +257,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             let own = &member.identity().person;
             let own = (own.domain.clone(), own.device);
             let others: Vec<_> = devices.into_iter().filter(|d| *d != own).collect();
-            match member.add(&created.group, &others).await {
-                // Alone, or everybody is in already.
-                Err(Failure::Core(CoreError::Nothing)) => created,
-                other => other?,
-            }
+            member.add_first(created, &others).await?
         }
         Group::Add { group, whom: args } => {
             let devices = some(whom(member, &args).await?)?;
@@ -282,7 +295,8 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
                     Err(CoreError::Unknown) => None,
                     Err(error) => return Err(error),
                 };
-                Ok(output::group(&record, mls_group.as_ref()))
+                let left_out = left_out::of_group(step, &group)?;
+                Ok(output::group(&record, mls_group.as_ref(), &left_out))
             });
         }
     };

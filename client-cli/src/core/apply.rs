@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Context, CoreError, check, group, guarded,
     identity::person_of,
-    mls, outbox,
+    left_out, mls, outbox,
     pending::{self, EntryStep},
     records::{
         self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
@@ -379,6 +379,7 @@ fn own(
                 .merge_pending_commit(step.provider())
                 .map_err(mls)?;
             gone(record, &written.removed);
+            left_out::closed(step, &record.name, &written.added, &written.removed)?;
             recovery::merged(record, &one.payload, written, removed);
             began_epoch(step, context, record, one, mls_group, written)?;
         }
@@ -492,6 +493,8 @@ fn process(
                 .merge_staged_commit(step.provider(), *staged)
                 .map_err(mls)?;
             gone(record, &change.removed);
+            let roster = (&change.added[..], &change.removed[..]);
+            left_out::committed(step, &record.name, &change.info.left_out, roster, at)?;
             record.distrusted.extend(change.distrusted);
             (written.added, written.removed) = (change.added, change.removed);
             if written.added.contains(&context.identity.person) {

@@ -3,7 +3,7 @@
 use chancery_proto::{
     delivery::v1::{CreateGroupRequest, Replaces, TreeNode},
     group_info::GroupInfo,
-    policy::{POLICY_EXTENSION, Policy},
+    policy::{ExternalJoin, POLICY_EXTENSION, Policy},
     tree::Tree,
 };
 use openmls::prelude::{
@@ -11,7 +11,6 @@ use openmls::prelude::{
     *,
 };
 use prost::Message as _;
-use serde::{Deserialize, Serialize};
 
 use super::{
     Context, CoreError, guarded,
@@ -70,12 +69,15 @@ pub fn policy_of(context: &Extensions<GroupContext>) -> Result<Policy, CoreError
 }
 
 /// What a group is made with, and what stays so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Founding {
     /// RFC 9420 section 17.1.
     pub suite: u16,
     /// How many past epochs messages may come from: each of them costs every member as much as the current one. 0 is for groups of thousands.
     pub past_epochs: u8,
+    /// Who may come in by an external Commit. Where nobody may, a device that lost its state has to be removed and
+    /// added again.
+    pub external_join: ExternalJoin,
 }
 
 impl Default for Founding {
@@ -90,6 +92,7 @@ impl Founding {
         Self {
             suite: suite.into(),
             past_epochs: Policy::for_domain("").past_epochs,
+            external_join: ExternalJoin::default(),
         }
     }
 }
@@ -109,6 +112,7 @@ pub fn create(
     let suite = Ciphersuite::try_from(founding.suite).map_err(mls)?;
     let policy = Policy {
         past_epochs: founding.past_epochs,
+        external_join: founding.external_join,
         ..Policy::for_domain(&name.domain)
     };
     let required = RequiredCapabilitiesExtension::new(

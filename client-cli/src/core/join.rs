@@ -2,7 +2,8 @@
 
 use chancery_proto::{
     commit_info::{CommitInfo, MessageData},
-    delivery::v1::{GetGroupInfoResponse, SubmitCommitRequest, Welcome as WelcomeFrame},
+    delivery::v1::{EntryKind, GetGroupInfoResponse, SubmitCommitRequest, Welcome as WelcomeFrame},
+    mutants::{self, Mutant},
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
@@ -11,9 +12,11 @@ use super::{
     Context, CoreError, commit, group,
     identity::{members, person_of},
     mls,
-    records::{self, GroupName, GroupRecord, GroupState, Intent, Operation, Pending, Person},
+    records::{
+        self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Operation, Pending, Person,
+    },
 };
-use crate::store::Step;
+use crate::store::{Step, StoreError};
 
 fn chain32(bytes: &[u8]) -> Result<[u8; 32], CoreError> {
     bytes
@@ -30,15 +33,46 @@ fn distrusted(context: Context<'_>, mls_group: &MlsGroup) -> Result<Vec<Person>,
         .collect()
 }
 
-/// Whether this Welcome was used already.
+/// Whether this Welcome was used already, or opens nothing that this device does not have. A device without a live
+/// state of the group has read on and could use nothing of what came after: any Welcome that is newer than its
+/// membership is for it.
 ///
 /// # Errors
 /// The store.
 pub fn known(step: &Step<'_>, name: &GroupName, seq: u64) -> Result<bool, CoreError> {
-    let record = records::group(step, name)?;
-    // Who was removed has read on, and could use nothing of what came after.
-    let read = |r: &GroupRecord| r.head_seq >= seq && r.state != GroupState::Removed;
-    Ok(record.is_some_and(|r| r.joined_seq >= seq || read(&r)))
+    let Some(record) = records::group(step, name)? else {
+        return Ok(false);
+    };
+    let lost = match record.state {
+        GroupState::Removed => true,
+        GroupState::NeedsRejoin(_) => !mutants::is_on(Mutant::WelcomeKnownByHead),
+        _ => false,
+    };
+    let joined = record.joined_seq.max(record.rejoined_seq) >= seq;
+    Ok(joined || (!lost && record.head_seq >= seq))
+}
+
+/// What a later membership keeps of an earlier one's record: what the server is held to, and what is still to be said.
+fn carry_over(record: GroupRecord, earlier: Option<GroupRecord>) -> GroupRecord {
+    // A group that was stopped has nothing that the server could be held to.
+    let Some(earlier) = earlier.filter(|earlier| !earlier.state.ended()) else {
+        return record;
+    };
+    GroupRecord {
+        promised: earlier.promised,
+        settled_seq: earlier.settled_seq,
+        resend: earlier.resend,
+        copies: earlier.copies,
+        ..record
+    }
+}
+
+/// openmls' refusal of a Welcome, apart from the store's: that one may pass.
+fn refused(error: WelcomeError<StoreError>) -> CoreError {
+    match error {
+        WelcomeError::StorageError(error) => error.into(),
+        error => mls(error),
+    }
 }
 
 /// Joins by a Welcome with the tree of its epoch. A failure undoes everything: the KeyPackage is not used up.
@@ -67,51 +101,79 @@ pub fn welcome(
     // Before the policy can be read; the window of version 1 is set right below.
     let staged =
         StagedWelcome::build_from_welcome(step.provider(), &group::join_config(1), message)
-            .map_err(mls)?
+            .map_err(refused)?
             .with_ratchet_tree(tree)
             .replace_old_group()
             .skip_lifetime_validation()
             .build()
-            .map_err(mls)?;
+            .map_err(refused)?;
     let policy = group::policy_of(staged.group_context().extensions())?;
     if staged.group_context().group_id().as_slice() != name.id || policy.home_domain != name.domain
     {
         return Err(CoreError::Malformed("a Welcome into another group".into()));
     }
-    let mut mls_group = staged.into_group(step.provider()).map_err(mls)?;
+    let mut mls_group = staged.into_group(step.provider()).map_err(refused)?;
     mls_group.set_configuration(
         step.provider().storage(),
         &group::join_config(policy.past_epochs),
     )?;
     group::roster(&mls_group)?;
+    let earlier = records::group(step, &name)?;
     let record = GroupRecord {
         epoch: mls_group.epoch().as_u64(),
         epoch_seq: frame.epoch_seq,
         distrusted: distrusted(context, &mls_group)?,
         ..GroupRecord::new(name, GroupState::Active, frame.seq, chain32(&frame.chain)?)
     };
+    let record = carry_over(record, earlier);
     records::put_group(step, &record)?;
     records::put_welcome(step, &record.name, &frame.encode_to_vec())?;
     Ok(record)
 }
 
-/// A group whose Welcome cannot be used: in the roster, without a state.
+/// Puts a Welcome aside that can never be used: the group is one that this device is in the roster of, without a state,
+/// and the journal says why. A group that goes on here, or was stopped, stays as it is.
 ///
 /// # Errors
 /// The store.
-pub fn failed(
+pub fn put_aside(
     step: &Step<'_>,
     frame: &WelcomeFrame,
     name: &GroupName,
     why: &str,
 ) -> Result<(), CoreError> {
-    let state = GroupState::NeedsRejoin(format!("its Welcome cannot be used: {why}"));
+    let why = format!("its Welcome cannot be used: {why}");
+    let earlier = records::group(step, name)?;
+    let goes_on = |r: &GroupRecord| {
+        r.state.ended() || matches!(r.state, GroupState::Active | GroupState::Creating)
+    };
+    // Without a chain value there is no place to read on from; the server's list of groups leads back in.
+    let (false, Ok(chain)) = (earlier.as_ref().is_some_and(goes_on), chain32(&frame.chain)) else {
+        return Ok(());
+    };
+    let state = GroupState::NeedsRejoin(why.clone());
     let record = GroupRecord {
         epoch_seq: frame.epoch_seq,
-        ..GroupRecord::new(name.clone(), state, frame.seq, chain32(&frame.chain)?)
+        ..GroupRecord::new(name.clone(), state, frame.seq, chain)
     };
-    records::put_group(step, &record)?;
-    Ok(())
+    records::put_group(step, &carry_over(record, earlier))?;
+    let written = JournalEntry {
+        seq: frame.seq,
+        kind: EntryKind::Commit as u32,
+        message_id: Vec::new(),
+        accepted_at_micros: 0,
+        epoch: 0,
+        epoch_seq: frame.epoch_seq,
+        chain,
+        sender: None,
+        text: None,
+        own: false,
+        added: Vec::new(),
+        removed: Vec::new(),
+        skipped: Some(why),
+        note: None,
+    };
+    Ok(records::put_entry(step, name, &written)?)
 }
 
 /// Makes an external Commit on the stored GroupInfo and tree, and keeps it as pending. openmls' old state of the group is replaced in the same transaction.

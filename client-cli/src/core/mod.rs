@@ -11,6 +11,7 @@
 //! | [`outbox`] | messages of this device |
 //! | [`pending`] | what is under way, as a machine without IO |
 //! | [`join`] | by Welcome, by external Commit |
+//! | [`left_out`] | devices that got no leaf, until they are in |
 //! | [`recovery`] | Commits that cannot be merged, Commits taken back |
 //! | [`removal`] | who is to be removed, and whose signature says so |
 
@@ -20,6 +21,7 @@ pub mod commit;
 pub mod group;
 pub mod identity;
 pub mod join;
+pub mod left_out;
 pub mod outbox;
 pub mod pending;
 pub mod records;
@@ -52,6 +54,9 @@ pub enum CoreError {
     /// No KeyPackage of those that were asked for can be used.
     #[error("{0}")]
     Unusable(String),
+    /// None of the devices that were asked for has a KeyPackage: each with the reason. They are kept as left out.
+    #[error("without a KeyPackage of these devices: {}", reasons(.0))]
+    LeftOut(Vec<(String, String)>),
     /// The group is not known here.
     #[error("this device does not know the group")]
     Unknown,
@@ -67,6 +72,14 @@ impl From<chancery_proto::wire::Malformed> for CoreError {
     fn from(error: chancery_proto::wire::Malformed) -> Self {
         Self::Malformed(error.0.to_owned())
     }
+}
+
+fn reasons(left_out: &[(String, String)]) -> String {
+    let reasons = left_out.iter();
+    let reasons: Vec<String> = reasons
+        .map(|(device, why)| format!("{device}: {why}"))
+        .collect();
+    reasons.join(", ")
 }
 
 /// An openmls error, by its text.
@@ -95,6 +108,8 @@ pub struct Context<'a> {
     pub now: i64,
     /// How many devices are removed in an hour because somebody's signature says so, and no person of this device.
     pub removals_per_hour: u32,
+    /// How long a device that was left out of a group is left to whoever tried to add it, seconds.
+    pub left_out_wait_seconds: u32,
 }
 
 #[cfg(test)]

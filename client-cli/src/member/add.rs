@@ -13,9 +13,11 @@ use super::{
 use crate::{
     core::{
         CoreError, group,
+        left_out::{self, LeftOut},
         records::{GroupName, Intent},
     },
     failure::Failure,
+    outcomes::{Loop, Outcomes},
     progress::Task,
 };
 
@@ -47,12 +49,7 @@ impl Added {
 
     fn committed(self, tally: Tally) -> Result<Committed, Failure> {
         let Some(mut done) = self.last else {
-            let reasons = self.left_out.iter();
-            let reasons: Vec<String> = reasons.map(|(d, why)| format!("{d}: {why}")).collect();
-            return Err(Failure::Core(CoreError::State(format!(
-                "without a KeyPackage of these devices: {}",
-                reasons.join(", ")
-            ))));
+            return Err(CoreError::LeftOut(self.left_out).into());
         };
         done.left_out.extend(self.left_out);
         done.tally.add(tally);
@@ -80,29 +77,67 @@ impl Member {
         if wanted.is_empty() {
             return finished(name.clone(), before, tally, Vec::new());
         }
-        let mut done = Added::default();
+        let (mut done, mut without) = (Added::default(), Vec::new());
+        let mut outcomes = Outcomes::of(Loop::Added);
         for (part, devices) in wanted.chunks(ADDED_AT_ONCE).enumerate() {
-            let at = (part * ADDED_AT_ONCE) as u64;
-            self.progress.at(Task::Adding, at, wanted.len() as u64);
-            match self.add_part(name, devices).await {
-                // The other parts go on, and these are named.
-                Err(Failure::Core(CoreError::Unusable(why))) if devices.len() < wanted.len() => {
-                    done.add((None, unusable(devices, &why)));
-                }
-                other => done.add(other?),
+            let at = part * ADDED_AT_ONCE;
+            let of = wanted.len();
+            self.progress.at(Task::Adding, at as u64, of as u64);
+            let item = format!(
+                "{name}: devices {} to {} of {of}",
+                at + 1,
+                at + devices.len()
+            );
+            match outcomes
+                .run(item, Box::pin(self.add_part(name, devices)))
+                .await?
+            {
+                Some(part) => done.add(part),
+                None => without.push(devices),
             }
+        }
+        let failed = outcomes.failed();
+        for (devices, failed) in without.iter().zip(&failed) {
+            let why = failed.failure.to_string();
+            self.left_out(name, devices, &why)?;
+            done.add((None, unusable(devices, &why)));
+        }
+        if let Some(first) = failed.into_iter().next()
+            && done.last.is_none()
+        {
+            return Err(first.failure);
         }
         let all = wanted.len() as u64;
         self.progress.at(Task::Adding, all, all);
         done.committed(tally)
     }
 
+    /// Adds devices to a group that was just made; a group in which nobody could be put is made all the same.
+    ///
+    /// # Errors
+    /// See [`Member::add`].
+    pub async fn add_first(
+        &self,
+        created: Committed,
+        devices: &[Name],
+    ) -> Result<Committed, Failure> {
+        match self.add(&created.group, devices).await {
+            // Alone, or everybody is in already.
+            Err(Failure::Core(CoreError::Nothing)) => Ok(created),
+            Err(Failure::Core(CoreError::LeftOut(left_out))) => Ok(Committed {
+                left_out,
+                ..created
+            }),
+            other => other,
+        }
+    }
+
     /// Adds devices in one Commit.
     async fn add_part(&self, name: &GroupName, devices: &[Name]) -> Result<Part, Failure> {
         let claimed = self.claim(name, devices.to_vec()).await?;
         let intent = Intent {
+            left_out: claimed.left_out(),
             key_packages: claimed.key_packages,
-            left_out: claimed.left_out,
             ..Intent::default()
         };
         if intent.key_packages.is_empty() {
@@ -110,6 +145,14 @@ impl Member {
         }
         let done = self.change(name, intent, Tally::default()).await?;
         Ok((Some(done), claimed.reasons))
+    }
+
+    /// Keeps devices that could not be added with what the server gave out for them: another time it may be another
+    /// KeyPackage.
+    fn left_out(&self, name: &GroupName, devices: &[Name], why: &str) -> Result<(), Failure> {
+        let now = self.now();
+        let devices = devices.iter().map(|d| LeftOut::own(d, None, why, now));
+        self.step(|step, _| Ok(left_out::note(step, name, devices.collect())?))
     }
 }
 

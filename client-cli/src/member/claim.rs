@@ -11,17 +11,22 @@ use super::{Member, directory::Name};
 use crate::{
     core::{
         group,
+        left_out::{self, LeftOut},
         records::{self, ClaimRecord, GroupName, Person},
     },
     failure::Failure,
     fault,
 };
 
-/// A claim's answers: KeyPackages, devices without one, and why.
+/// A claim's answers.
 #[derive(Debug, Default)]
 pub(super) struct Claimed {
     pub(super) key_packages: Vec<Vec<u8>>,
-    pub(super) left_out: Vec<Person>,
+    /// Devices that have none now, and may have one later.
+    pub(super) missing: Vec<LeftOut>,
+    /// Devices that will never have one.
+    pub(super) gone: Vec<Name>,
+    /// Of both, with the reason.
     pub(super) reasons: Vec<(String, String)>,
 }
 
@@ -67,9 +72,19 @@ impl Member {
         let claims = self.ask_for_key_packages(request).await?;
         fault::point("after-claim");
         let mut claimed = Claimed::default();
+        let now = self.now();
         for claim in claims {
-            claimed.take(claim);
+            claimed.take(claim, now);
         }
+        self.step(|step, _| {
+            left_out::note(step, name, claimed.missing.clone())?;
+            left_out::forget(step, name, &claimed.gone)?;
+            if claimed.key_packages.is_empty() {
+                // Nothing was given out by it, and the next one is to be answered anew.
+                records::change(step, name, |record| record.claim = None)?;
+            }
+            Ok(())
+        })?;
         Ok(claimed)
     }
 
@@ -96,7 +111,19 @@ impl Member {
 }
 
 impl Claimed {
-    fn take(&mut self, claim: Claim) {
+    /// Those of the devices without a KeyPackage whose users are known: what a Commit says of them.
+    pub(super) fn left_out(&self) -> Vec<Person> {
+        let known = |left_out: &LeftOut| {
+            Some(Person {
+                domain: left_out.domain.clone(),
+                user: left_out.user?,
+                device: left_out.device,
+            })
+        };
+        self.missing.iter().filter_map(known).collect()
+    }
+
+    fn take(&mut self, claim: Claim, now: i64) {
         let outcome = claim.outcome();
         if outcome == ClaimOutcome::KeyPackage {
             self.key_packages.push(claim.key_package.to_vec());
@@ -106,18 +133,16 @@ impl Claimed {
         let Ok(id) = <[u8; 16]>::try_from(device.id.as_ref()) else {
             return;
         };
-        let uri =
-            chancery_proto::certificate::device_uri(&device.domain, uuid::Uuid::from_bytes(id));
+        let name = (device.domain, id);
         let why = outcome.as_str_name().trim_start_matches("CLAIM_OUTCOME_");
-        self.reasons.push((uri, why.to_lowercase()));
-        if let Some(user) = claim.user
-            && let Ok(user) = user.id.as_ref().try_into()
-        {
-            self.left_out.push(Person {
-                domain: device.domain,
-                user,
-                device: id,
-            });
+        let why = why.to_lowercase();
+        let uri = chancery_proto::certificate::device_uri(&name.0, uuid::Uuid::from_bytes(id));
+        if outcome == ClaimOutcome::Revoked {
+            self.gone.push(name);
+        } else {
+            let user = claim.user.and_then(|user| user.id.as_ref().try_into().ok());
+            self.missing.push(LeftOut::own(&name, user, &why, now));
         }
+        self.reasons.push((uri, why));
     }
 }

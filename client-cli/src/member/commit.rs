@@ -4,6 +4,7 @@ use chancery_proto::{
     delivery::v1::{
         CreateGroupRequest, GetGroupInfoRequest, LeaveGroupRequest, Outcome, SubmitCommitRequest,
     },
+    mutants::{self, Mutant},
     signed,
 };
 use openmls_traits::signatures::Signer as _;
@@ -15,6 +16,7 @@ use crate::{
         CoreError, commit,
         group::{self, Founding},
         guarded, join,
+        left_out::{self, LeftOut},
         pending::{self, CommitStep, Told},
         records::{self, Accepted, GroupName, GroupState, Intent, Operation, Pending, Person},
     },
@@ -145,6 +147,7 @@ impl Member {
         let before = self.settle(name, &mut tally).await?;
         self.read_up(name).await?;
         let remove = self.step(|step, context| {
+            left_out::forget(step, name, devices)?;
             let roster = group::look(step, name, group::roster)?;
             let leaving = records::group(step, name)?
                 .map(|r| r.leaving)
@@ -255,12 +258,15 @@ impl Member {
         })
     }
 
-    /// Comes back by an external Commit: this device is in the roster, has its key, and lost its state.
+    /// Comes back: by a Welcome that waits for a device whose state is lost, or else by an external Commit, which takes
+    /// its old leaf in the roster and its key.
     ///
     /// # Errors
     /// The refusal (the policy may not allow it), no answer, or the store.
     pub async fn rejoin(&self, name: &GroupName) -> Result<Committed, Failure> {
-        self.read_before_return(name).await?;
+        if Box::pin(self.read_before_return(name)).await? {
+            return self.as_it_is(name.clone(), Tally::default());
+        }
         let mut tally = Tally::default();
         loop {
             let known = self.step(|step, _| Ok(records::group(step, name)?))?;
@@ -293,19 +299,35 @@ impl Member {
         }
     }
 
-    /// Reads what only the state that is about to be given up can read, and then what a waiting Welcome opens: by that reading a device may learn that it was
-    /// removed, and added again. Not where a return is under way already: reading would take it over, and it would be made a second time.
-    async fn read_before_return(&self, name: &GroupName) -> Result<(), Failure> {
+    /// Uses a Welcome that waits for a device whose state is lost; whether that brought it back. Then reads what only
+    /// the state that is about to be given up can read: by that a device may learn that it was removed, and added
+    /// again. Not where a return is under way already: reading would take it over, and it would be made a second time.
+    async fn read_before_return(&self, name: &GroupName) -> Result<bool, Failure> {
         let known = || self.step(|step, _| Ok(records::group(step, name)?));
-        if known()?.is_some_and(|record| record.pending.is_some()) {
-            return Ok(());
+        let record = known()?;
+        if record
+            .as_ref()
+            .is_some_and(|record| record.pending.is_some())
+        {
+            return Ok(false);
         }
+        let lost = record.is_none_or(|r| {
+            matches!(r.state, GroupState::Removed | GroupState::NeedsRejoin(_))
+                && !mutants::is_on(Mutant::WelcomeKnownByHead)
+        });
+        let mut joined = lost && self.joins(name).await?;
         self.read_to_the_end(name).await?;
         if known()?.is_none_or(|record| record.state == GroupState::Removed) {
-            self.join_all().await?;
+            joined |= self.joins(name).await?;
             self.read_to_the_end(name).await?;
         }
-        Ok(())
+        let active = known()?.is_some_and(|record| record.state == GroupState::Active);
+        Ok(joined && active)
+    }
+
+    /// Uses the Welcomes into a group; whether this device is in by one of them.
+    async fn joins(&self, name: &GroupName) -> Result<bool, Failure> {
+        Ok(!self.join_waiting(name).await?.joined.is_empty())
     }
 
     /// The same on a person's word: other copies of this profile that were seen before are forgiven.
@@ -349,7 +371,15 @@ impl Member {
                     // Another command of this profile was faster; its Commit goes first.
                     return Ok(commit::Plan::default());
                 }
-                commit::stage(step, context, &mut record, &intent, self.new_id())
+                let plan = commit::stage(step, context, &mut record, &intent, self.new_id())?;
+                let left_out = |(person, why): &(Option<Person>, String)| {
+                    let person = person.as_ref()?;
+                    let device = (person.domain.clone(), person.device);
+                    Some(LeftOut::own(&device, Some(person.user), why, context.now))
+                };
+                let devices = plan.unusable.iter().filter_map(left_out).collect();
+                left_out::note(step, name, devices)?;
+                Ok(plan)
             })?;
             unusable = plan
                 .unusable

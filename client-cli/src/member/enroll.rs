@@ -395,7 +395,7 @@ impl Member {
         self.key_package_stock().await
     }
 
-    fn make_key_packages(
+    pub(super) fn make_key_packages(
         &self,
         suite: Ciphersuite,
         count: u32,

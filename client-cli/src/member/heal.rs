@@ -19,6 +19,7 @@ use crate::{
         recovery, removal,
     },
     failure::Failure,
+    outcomes::{Loop, Outcomes},
 };
 
 /// A Commit whose failure was reported is taken back within this time, or stands; seconds. Twice what servers wait by default would be too long to be
@@ -158,9 +159,26 @@ impl Member {
         }
     }
 
-    /// Comes back by an external Commit; false where that is not possible now.
+    /// Comes back; false where that is not possible now. A group whose roster this device is not in any more is one
+    /// that it was removed from.
     pub(super) async fn come_back(&self, name: &GroupName) -> Result<bool, Failure> {
-        unless_refused(self.rejoin(name).await)
+        let back = Box::pin(self.rejoin(name)).await;
+        if let Err(failure) = &back
+            && failure.reason() == Some(Reason::Group)
+        {
+            self.step(|step, _| {
+                let Some(mut record) = records::group(step, name)? else {
+                    return Ok(());
+                };
+                if matches!(record.state, GroupState::NeedsRejoin(_)) && record.pending.is_none() {
+                    record.state = GroupState::Removed;
+                    record.trouble = None;
+                    records::put_group(step, &record)?;
+                }
+                Ok(())
+            })?;
+        }
+        unless_refused(back)
     }
 
     /// Puts this device's own GroupInfo and tree in the place of false ones.
@@ -213,9 +231,12 @@ impl Member {
             records::put_group(step, &record)?;
             Ok(ids)
         })?;
+        let mut outcomes = Outcomes::of(Loop::SaidAgain);
         for id in ids {
-            Box::pin(self.deliver(name, id)).await?;
+            let item = uuid::Uuid::from_bytes(id);
+            outcomes.run(item, Box::pin(self.deliver(name, id))).await?;
         }
+        // What was not accepted is kept, or was refused for good; `sync` tells.
         Ok(())
     }
 

@@ -7,10 +7,13 @@
 //! | this one | opening a profile, tokens, the pinned roots |
 //! | [`enroll`] | becoming a device; KeyPackages |
 //! | [`directory`] | people and their devices |
-//! | [`sync`] | Welcomes and logs up to their heads; what a crash left open |
+//! | [`sync`] | everything up to its head; what a crash left open |
+//! | [`welcomes`] | Welcomes used, or put aside |
+//! | `incarnation` | what a restored Delivery Service makes necessary |
 //! | `add` | devices that come into a group |
 //! | `claim` | KeyPackages of others |
 //! | [`commit`] | groups made and changed, races included |
+//! | `left_out` | devices that got no leaf, as soon as they can have one |
 //! | `replace` | a group that goes on in another one |
 //! | [`send`] | messages |
 //! | [`heal`] | what it does unasked when something is wrong |
@@ -22,10 +25,13 @@ pub mod commit;
 pub mod directory;
 pub mod enroll;
 pub mod heal;
+mod incarnation;
+mod left_out;
 pub mod listen;
 mod replace;
 pub mod send;
 pub mod sync;
+pub mod welcomes;
 
 use std::{
     collections::BTreeSet,
@@ -66,6 +72,8 @@ const P256_KEY: &[u8] = b"identity.p256";
 const TOKEN_MARGIN_SECONDS: i64 = 30;
 /// Devices that are removed in an hour on others' signatures, where no option says otherwise.
 pub const REMOVALS_PER_HOUR: u32 = 1_000;
+/// How long a device that was left out is left to whoever tried to add it, where no option says otherwise, seconds.
+pub const LEFT_OUT_WAIT_SECONDS: u32 = 3_600;
 /// How often intermediates are asked for again.
 const ROOTS_SECONDS: i64 = 3_600;
 
@@ -106,6 +114,7 @@ pub struct Member {
     trust: Trust,
     transport: Transport,
     removals_per_hour: u32,
+    left_out_wait_seconds: u32,
     progress: Arc<dyn Progress>,
     surroundings: Arc<dyn Surroundings>,
     /// Groups whose log was read since this profile was opened.
@@ -171,6 +180,7 @@ impl Member {
             trust: Trust::default(),
             transport,
             removals_per_hour: REMOVALS_PER_HOUR,
+            left_out_wait_seconds: LEFT_OUT_WAIT_SECONDS,
             progress: Arc::new(Silent),
             surroundings,
             read: Mutex::default(),
@@ -204,6 +214,13 @@ impl Member {
     #[must_use]
     pub fn with_removals_per_hour(mut self, removals: u32) -> Self {
         self.removals_per_hour = removals;
+        self
+    }
+
+    /// Another time for which a device that was left out of a group is left to whoever tried to add it, seconds.
+    #[must_use]
+    pub fn with_left_out_wait(mut self, seconds: u32) -> Self {
+        self.left_out_wait_seconds = seconds;
         self
     }
 
@@ -248,6 +265,7 @@ impl Member {
             trust: &self.trust,
             now: self.now(),
             removals_per_hour: self.removals_per_hour,
+            left_out_wait_seconds: self.left_out_wait_seconds,
         };
         blocking(|| {
             let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);

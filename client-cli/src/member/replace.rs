@@ -8,6 +8,7 @@ use super::{
     Member,
     commit::{Committed, Tally, finished},
     directory::Name,
+    heal::unless_refused,
 };
 use crate::{
     core::{
@@ -17,6 +18,7 @@ use crate::{
     },
     failure::Failure,
     fault,
+    outcomes::{Failed, Loop, Outcomes},
     store::Step,
 };
 
@@ -54,12 +56,18 @@ impl Member {
     }
 
     /// Goes on with what a crash left half done.
-    pub(super) async fn replace_on(&self) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// See [`crate::outcomes::ends_loop`].
+    pub(super) async fn replace_on(&self, failed: &mut Vec<Failed>) -> Result<(), Failure> {
         let begun: Vec<(Vec<u8>, Replacing)> =
             self.step(|step, _| Ok(step.list(SPACE, b"", b"", usize::MAX)?))?;
+        let mut outcomes = Outcomes::of(Loop::Replacements);
         for (_, replacing) in begun {
-            super::heal::unless_refused(self.go_on(&replacing).await)?;
+            let done = async { unless_refused(self.go_on(&replacing).await) };
+            outcomes.run(&replacing.old, Box::pin(done)).await?;
         }
+        failed.extend(outcomes.failed());
         Ok(())
     }
 
@@ -109,10 +117,16 @@ impl Member {
             Err(Failure::Core(CoreError::Nothing)) => {
                 finished(successor.clone(), created, tally, Vec::new())
             }
+            Err(Failure::Core(CoreError::LeftOut(left_out))) => {
+                finished(successor.clone(), created, tally, left_out)
+            }
             other => other,
         };
-        // Where nobody had a KeyPackage, it is tried again.
-        if matches!(done, Ok(_) | Err(Failure::Refused(_))) {
+        // Whoever had no KeyPackage is left out of the new group, and that is kept there.
+        if matches!(
+            done,
+            Ok(_) | Err(Failure::Refused(_) | Failure::Core(CoreError::Nothing))
+        ) {
             self.give_up(old)?;
         }
         done
@@ -141,9 +155,11 @@ fn others(
             .map(|(_, person)| person)
             .filter(|p| p != own && !record.revoked.contains(p) && !record.leaving.contains(p))
             .map(|p| (p.domain, p.device));
+        let policy = group::policy_of(mls_group.extensions())?;
         let founding = Founding {
             suite: mls_group.ciphersuite().into(),
-            past_epochs: group::policy_of(mls_group.extensions())?.past_epochs,
+            past_epochs: policy.past_epochs,
+            external_join: policy.external_join,
         };
         Ok((founding, others.collect()))
     })

@@ -5,24 +5,23 @@ use std::sync::PoisonError;
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{
-        AckWelcomesRequest, Entry, FetchPayloadRequest, FetchTreeRequest, GroupSummary,
-        ListGroupsRequest, ListWelcomesRequest, Pruned, ReadLogRequest, TreeNode, Welcome,
-        WelcomeRef, entry,
+        Entry, FetchPayloadRequest, GroupSummary, ListGroupsRequest, Pruned, ReadLogRequest, entry,
     },
+    mutants::{self, Mutant},
 };
-use openmls::prelude::RatchetTreeIn;
 use sha2::{Digest as _, Sha256};
 
-use super::{Member, enroll::KEY_PACKAGES};
+use super::{Member, commit::Tally, enroll::KEY_PACKAGES, left_out::Eager, welcomes::PutAside};
 use crate::{
     core::{
         CoreError,
         apply::{self, Page, Received},
-        group, guarded, join, outbox,
+        group, outbox,
         records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
     },
     failure::Failure,
     fault,
+    outcomes::{Failed, Loop, Outcomes, ends_loop},
     progress::Task,
 };
 
@@ -32,12 +31,26 @@ const PAGE: u32 = 200;
 /// What a sync did.
 #[derive(Debug, Default)]
 pub struct Synced {
-    /// Groups that this device joined.
+    /// Groups that this device joined, each once.
     pub joined: Vec<GroupName>,
+    /// Welcomes that can never be used.
+    pub put_aside: Vec<PutAside>,
     /// New entries, in order, by group.
     pub entries: Vec<(GroupName, JournalEntry)>,
     /// Own operations whose outcome was not known, and is now.
     pub resolved: Vec<Resolved>,
+    /// The server says that its database was restored: this device published other KeyPackages.
+    pub server_restored: bool,
+    /// What failed while everything else went on.
+    pub failed: Vec<Failed>,
+}
+
+impl Synced {
+    fn took(&mut self, name: &GroupName, entries: Vec<JournalEntry>) {
+        let entries = entries.into_iter();
+        self.entries
+            .extend(entries.map(|entry| (name.clone(), entry)));
+    }
 }
 
 /// What a log says next.
@@ -60,40 +73,45 @@ pub struct Resolved {
 }
 
 impl Member {
-    /// Everything: Welcomes, all groups (or only one), what was left open, and the stock of KeyPackages.
+    /// Everything: Welcomes, all groups (or only one), what was left open, devices that were left out, and the stock of
+    /// KeyPackages. What fails of one group or Welcome is in the answer, and ends nothing else.
     ///
     /// # Errors
-    /// The refusal, or no answer, or the store.
+    /// See [`crate::outcomes::ends_loop`]; where only one group is meant, its failure.
     pub async fn sync(&self, only: Option<&GroupName>) -> Result<Synced, Failure> {
+        let mut synced = Synced::default();
         // The groups first, the Welcomes after: a Welcome comes with its membership.
         let listed = match only {
-            None => self.listed().await?,
+            None => {
+                synced.server_restored = self.compare_incarnation().await?;
+                self.listed().await?
+            }
             Some(_) => Vec::new(),
         };
-        let mut synced = Synced {
-            joined: self.join_all().await?,
-            ..Synced::default()
-        };
-        synced.joined.extend(self.find_again(listed).await?);
-        let groups = self.step(|step, _| Ok(records::groups(step)?))?;
-        for record in groups {
-            if only.is_some_and(|name| *name != record.name) {
+        let joins = Box::pin(self.join_all()).await?;
+        (synced.joined, synced.put_aside) = (joins.joined, joins.put_aside);
+        synced.failed = joins.failed;
+        self.find_again(listed, &mut synced).await?;
+        let mut outcomes = Outcomes::of(Loop::Groups);
+        for record in self.step(|step, _| Ok(records::groups(step)?))? {
+            if only.is_some_and(|name| *name != record.name) || record.state.ended() {
                 continue;
             }
             let name = &record.name;
-            if record.state.ended() {
-                continue;
+            outcomes
+                .run(name, Box::pin(self.sync_group(name, &mut synced)))
+                .await?;
+        }
+        synced.failed.extend(outcomes.failed());
+        if only.is_some() {
+            let own = |f: &Failed| matches!(f.of, Loop::Groups | Loop::Unsent);
+            if let Some(place) = synced.failed.iter().position(own) {
+                return Err(synced.failed.swap_remove(place).failure);
             }
-            self.resolve(name, &mut synced).await?;
-            let mut entries = self.read_up(name).await?;
-            entries.extend(self.heal(name, true).await?);
-            synced
-                .entries
-                .extend(entries.into_iter().map(|entry| (name.clone(), entry)));
+            return Ok(synced);
         }
-        if only.is_none() {
-            self.replace_on().await?;
-        }
+        self.replace_on(&mut synced.failed).await?;
+        self.add_left_out(Eager::Yes, &mut synced.failed).await?;
         let stock = self.key_package_stock().await?;
         let suite = u32::from(u16::from(group::SUITES[0]));
         let own = stock.iter().find(|s| s.suite == suite);
@@ -102,6 +120,23 @@ impl Member {
                 .await?;
         }
         Ok(synced)
+    }
+
+    /// One group: what was left open, its log up to the head, and what can be mended.
+    async fn sync_group(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
+        // Whatever became of what was open: the log is read all the same.
+        let resolved = self.resolve(name, synced).await;
+        if let Err(failure) = &resolved
+            && ends_loop(failure)
+        {
+            return resolved;
+        }
+        let entries = self.read_up(name).await?;
+        synced.took(name, entries);
+        resolved?;
+        let entries = self.heal(name, true).await?;
+        synced.took(name, entries);
+        Ok(())
     }
 
     /// The groups that the server knows this device as a member of.
@@ -124,18 +159,24 @@ impl Member {
     }
 
     /// Comes back into groups that this profile knows nothing of, though it is in their rosters: a profile that was restored from before it joined.
-    async fn find_again(&self, listed: Vec<GroupName>) -> Result<Vec<GroupName>, Failure> {
-        let mut found = Vec::new();
+    async fn find_again(&self, listed: Vec<GroupName>, synced: &mut Synced) -> Result<(), Failure> {
+        let mut outcomes = Outcomes::of(Loop::LostGroups);
         for name in listed {
             let known = self.step(|step, _| Ok(records::group(step, &name)?))?;
-            let lost = known.is_none_or(|record| record.state == GroupState::Removed);
-            if lost && self.come_back(&name).await? {
-                found.push(name);
+            if known.is_some_and(|record| record.state != GroupState::Removed) {
+                continue;
+            }
+            let found = outcomes.run(&name, Box::pin(self.come_back(&name))).await?;
+            if found == Some(true) && !synced.joined.contains(&name) {
+                synced.joined.push(name);
             }
         }
-        Ok(found)
+        synced.failed.extend(outcomes.failed());
+        Ok(())
     }
 
+    /// Finds out what became of a group's kept Commit and of its kept messages. What the server refuses is settled by
+    /// that.
     async fn resolve(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
         let mut resolved = |message_id, outcome: Option<&records::Accepted>| {
             synced.resolved.push(Resolved {
@@ -145,20 +186,37 @@ impl Member {
                 replayed: outcome.is_some_and(|a| a.replayed),
             });
         };
-        if let Some(settled) = self.settle(name, &mut Default::default()).await? {
-            resolved(settled.message_id, settled.accepted.as_ref());
+        let kept = self.step(|step, _| Ok(records::group(step, name)?))?;
+        let kept = kept.and_then(|record| record.pending);
+        match self.settle(name, &mut Tally::default()).await {
+            Ok(Some(settled)) => resolved(settled.message_id, settled.accepted.as_ref()),
+            Ok(None) => {}
+            Err(Failure::Refused(_)) if !mutants::is_on(Mutant::OneFailureEndsTheLoop) => {
+                if let Some(kept) = kept {
+                    resolved(kept.message_id, None);
+                }
+            }
+            Err(failure) => return Err(failure),
         }
         let unsent = self.step(|step, _| Ok(outbox::unsent(step, name)?))?;
+        let mut outcomes = Outcomes::of(Loop::Unsent);
         for id in unsent {
             let Ok(id) = <[u8; 16]>::try_from(id) else {
                 continue;
             };
-            match self.deliver(name, id).await {
-                Ok(sent) => resolved(id, Some(&sent.accepted)),
-                Err(Failure::Refused(_)) => resolved(id, None),
-                Err(failure) => return Err(failure),
+            let item = uuid::Uuid::from_bytes(id);
+            let delivered = async {
+                match self.deliver(name, id).await {
+                    Ok(sent) => Ok(Some(sent.accepted)),
+                    Err(failure @ Failure::Refused(_)) if !ends_loop(&failure) => Ok(None),
+                    Err(failure) => Err(failure),
+                }
+            };
+            if let Some(outcome) = outcomes.run(item, Box::pin(delivered)).await? {
+                resolved(id, outcome.as_ref());
             }
         }
+        synced.failed.extend(outcomes.failed());
         Ok(())
     }
 
@@ -175,37 +233,46 @@ impl Member {
     /// # Errors
     /// `HISTORY_CHANGED` (the group is stopped then), other refusals, no answer, or the store.
     pub async fn read_up(&self, name: &GroupName) -> Result<Vec<JournalEntry>, Failure> {
+        self.read_until(name, u64::MAX).await
+    }
+
+    /// The same up to an entry that is not read any more.
+    async fn read_until(&self, name: &GroupName, end: u64) -> Result<Vec<JournalEntry>, Failure> {
         let mut all = Vec::new();
         loop {
             let record = self.record(name)?;
-            if record.state.ended() || record.state == GroupState::Creating {
+            if record.state.ended()
+                || record.state == GroupState::Creating
+                || record.head_seq.saturating_add(1) >= end
+            {
                 return Ok(all);
             }
             let (parts, head) = match self.read_page(&record).await {
-                Err(failure) if failure.reason() == Some(Reason::HistoryChanged) => {
-                    self.stop(name)?;
-                    return Err(failure);
-                }
+                Ok(page) => page,
                 Err(failure) if failure.reason() == Some(Reason::CursorTooOld) => {
                     self.too_old(name)?;
                     return Ok(all);
                 }
-                other => other?,
+                Err(failure) => return self.not_read(&record, failure).map(|()| all),
             };
             let promised = record.promised.as_ref().map_or(0, |(seq, _)| *seq);
             if head > 0 && head < promised {
                 // What was acknowledged is gone: an older database was restored.
                 self.stop(name)?;
-                return Err(CoreError::State("history_changed".into()).into());
+                return Err(history_changed());
             }
             for part in &parts {
                 match part {
-                    Part::Pruned(gap) => self.step(|step, _| apply::pruned(step, name, gap))?,
+                    Part::Pruned(gap) if gap.to_seq < end => {
+                        self.step(|step, _| apply::pruned(step, name, gap))?;
+                    }
+                    Part::Pruned(_) => {}
                     Part::Entries(entries) => {
-                        let done = self.take(name, entries).await?;
+                        let wanted = entries.iter().take_while(|entry| entry.seq < end).count();
+                        let done = self.take(name, &entries[..wanted]).await?;
                         all.extend(done.entries);
                         if done.history_changed {
-                            return Err(CoreError::State("history_changed".into()).into());
+                            return Err(history_changed());
                         }
                     }
                 }
@@ -220,14 +287,38 @@ impl Member {
         }
     }
 
+    /// A log that the server does not give: nothing where this device is no member any more, another history where what
+    /// it knows of the group was acknowledged to it, or the failure itself.
+    fn not_read(&self, record: &GroupRecord, failure: Failure) -> Result<(), Failure> {
+        let unknown = failure.reason() == Some(Reason::Group)
+            && record.name.domain == self.profile.delivery_domain
+            && !mutants::is_on(Mutant::UnknownGroupIsARefusal);
+        match &record.state {
+            GroupState::Removed if unknown => return Ok(()),
+            _ if unknown || failure.reason() == Some(Reason::HistoryChanged) => {
+                self.stop(&record.name)?;
+            }
+            _ => return Err(failure),
+        }
+        Err(match unknown {
+            true => history_changed(),
+            false => failure,
+        })
+    }
+
     /// The same for a group that may not be known, or may not be readable any more.
     pub(super) async fn read_to_the_end(&self, name: &GroupName) -> Result<(), Failure> {
+        self.read_before(name, u64::MAX).await
+    }
+
+    /// The same up to an entry that is not read any more: the first one of a later membership, which its Welcome opens.
+    pub(super) async fn read_before(&self, name: &GroupName, end: u64) -> Result<(), Failure> {
         let known = self.step(|step, _| Ok(records::group(step, name)?))?;
         if known.is_none() {
             return Ok(());
         }
-        match self.read_up(name).await {
-            Err(failure @ Failure::Unanswered { .. }) => Err(failure),
+        match self.read_until(name, end).await {
+            Err(failure) if ends_loop(&failure) => Err(failure),
             _ => Ok(()),
         }
     }
@@ -353,122 +444,8 @@ impl Member {
             .await?;
         Ok(answer.value)
     }
+}
 
-    /// The tree of an epoch.
-    ///
-    /// # Errors
-    /// The refusal, no answer, or nodes that are no tree.
-    pub async fn tree(&self, name: &GroupName, epoch_seq: u64) -> Result<RatchetTreeIn, Failure> {
-        let request = FetchTreeRequest {
-            group: Some(name.to_ref()),
-            epoch_seq,
-            current: false,
-        };
-        let (width, nodes) = self
-            .delivery(request, async |mut client, request| {
-                let mut parts = client.fetch_tree(request).await?.into_inner();
-                let (mut width, mut nodes) = (0, Vec::new());
-                while let Some(part) = parts.message().await? {
-                    width = part.tree_width;
-                    nodes.extend(part.nodes);
-                    let at = nodes.last().map_or(0, |node: &TreeNode| node.index.into());
-                    self.progress.at(Task::Joining, at, 2 * u64::from(width));
-                }
-                Ok((width, nodes))
-            })
-            .await?
-            .value;
-        self.progress.at(Task::Joining, 0, 0);
-        Ok(group::ratchet_tree(width, &nodes)?)
-    }
-
-    /// Unacknowledged Welcomes of this device.
-    ///
-    /// # Errors
-    /// The refusal, or no answer.
-    pub async fn welcomes(&self) -> Result<Vec<Welcome>, Failure> {
-        let answer = self
-            .delivery(
-                ListWelcomesRequest::default(),
-                async |mut client, request| {
-                    let mut parts = client.list_welcomes(request).await?.into_inner();
-                    let mut welcomes = Vec::new();
-                    while let Some(part) = parts.message().await? {
-                        welcomes.extend(part.welcomes);
-                    }
-                    Ok(welcomes)
-                },
-            )
-            .await?;
-        Ok(answer.value)
-    }
-
-    /// Joins every group that a Welcome waits for.
-    ///
-    /// # Errors
-    /// The first failure that may pass; Welcomes that can never be used are put aside.
-    pub async fn join_all(&self) -> Result<Vec<GroupName>, Failure> {
-        let welcomes = self.welcomes().await?;
-        let mut joined = Vec::new();
-        for welcome in welcomes {
-            joined.extend(self.join(&welcome).await?);
-        }
-        Ok(joined)
-    }
-
-    /// Uses one Welcome and acknowledges it; the group, when it was new.
-    ///
-    /// # Errors
-    /// The refusal, no answer, or the store.
-    pub async fn join(&self, welcome: &Welcome) -> Result<Option<GroupName>, Failure> {
-        let Some(reference) = &welcome.group else {
-            return Err(Failure::Answer("a Welcome without a group".into()));
-        };
-        let name = GroupName::from_ref(reference);
-        let known = self.step(|step, _| join::known(step, &name, welcome.seq))?;
-        let joined = if known {
-            None
-        } else {
-            // Another membership may have ended before this one began: what was said in it is read first, as long as its keys are here.
-            self.read_to_the_end(&name).await?;
-            let tree = self.tree(&name, welcome.epoch_seq).await?;
-            self.enter(welcome, &name, tree)?.then(|| name.clone())
-        };
-        fault::point("before-welcome-ack");
-        let request = AckWelcomesRequest {
-            welcomes: vec![WelcomeRef {
-                group: welcome.group.clone(),
-                seq: welcome.seq,
-            }],
-        };
-        self.delivery(request, async |mut client, request| {
-            client.ack_welcomes(request).await
-        })
-        .await?;
-        fault::point("after-welcome-ack");
-        Ok(joined)
-    }
-
-    /// Uses a Welcome with the tree of its epoch; false where nothing came of it: another process of this profile has used it meanwhile, whose state is
-    /// not to be lost, or it can never be used, and the group waits for a rejoin.
-    ///
-    /// # Errors
-    /// The store.
-    pub fn enter(
-        &self,
-        welcome: &Welcome,
-        name: &GroupName,
-        tree: RatchetTreeIn,
-    ) -> Result<bool, Failure> {
-        self.step(|step, context| {
-            if join::known(step, name, welcome.seq)? {
-                return Ok(false);
-            }
-            match step.attempt(|| guarded(|| join::welcome(step, context, welcome, tree))) {
-                Err(CoreError::Store(error)) => Err(error.into()),
-                Err(error) => join::failed(step, welcome, name, &error.to_string()).map(|()| false),
-                Ok(_) => Ok(true),
-            }
-        })
-    }
+fn history_changed() -> Failure {
+    CoreError::State("history_changed".into()).into()
 }

@@ -73,6 +73,8 @@ type Queued = (Vec<u8>, Vec<u8>);
 
 const CONFIG: &str = "mls.config";
 const PROPOSALS: &str = "mls.proposals";
+/// Where KeyPackages are, with their private parts.
+pub(super) const KEY_PACKAGES: &str = "mls.key_packages";
 const OWN_LEAVES: &str = "mls.own_leaves";
 const EPOCH_KEYS: &str = "mls.epoch_keys";
 
@@ -84,7 +86,7 @@ impl Rows<'_> {
 
 /// One value under one key: writer, reader, deleter.
 macro_rules! single {
-    ($space:literal, $write:ident, $read:ident, $delete:ident, $key:ident, $entity:ident, value_first) => {
+    ($space:expr, $write:ident, $read:ident, $delete:ident, $key:ident, $entity:ident, value_first) => {
         fn $write<V: traits::$entity<CURRENT_VERSION>, K: traits::$key<CURRENT_VERSION>>(&self, k: &K, v: &V) -> Done {
             self.put($space, &key(k)?, v)
         }
@@ -93,7 +95,7 @@ macro_rules! single {
         }
         single!(@delete $space, $delete, $key);
     };
-    ($space:literal, $write:ident, $read:ident, $delete:ident, $key:ident, $entity:ident, read_value_first) => {
+    ($space:expr, $write:ident, $read:ident, $delete:ident, $key:ident, $entity:ident, read_value_first) => {
         fn $write<K: traits::$key<CURRENT_VERSION>, V: traits::$entity<CURRENT_VERSION>>(&self, k: &K, v: &V) -> Done {
             self.put($space, &key(k)?, v)
         }
@@ -102,7 +104,7 @@ macro_rules! single {
         }
         single!(@delete $space, $delete, $key);
     };
-    ($space:literal, $write:ident, $read:ident, $delete:ident, $key:ident, $entity:ident) => {
+    ($space:expr, $write:ident, $read:ident, $delete:ident, $key:ident, $entity:ident) => {
         fn $write<K: traits::$key<CURRENT_VERSION>, V: traits::$entity<CURRENT_VERSION>>(&self, k: &K, v: &V) -> Done {
             self.put($space, &key(k)?, v)
         }
@@ -111,7 +113,7 @@ macro_rules! single {
         }
         single!(@delete $space, $delete, $key);
     };
-    (@delete $space:literal, $delete:ident, $key:ident) => {
+    (@delete $space:expr, $delete:ident, $key:ident) => {
         fn $delete<K: traits::$key<CURRENT_VERSION>>(&self, k: &K) -> Done {
             self.delete($space, &key(k)?)
         }
@@ -205,7 +207,7 @@ impl StorageProvider<CURRENT_VERSION> for Rows<'_> {
         read_value_first
     );
     single!(
-        "mls.key_packages",
+        KEY_PACKAGES,
         write_key_package,
         key_package,
         delete_key_package,

@@ -270,6 +270,22 @@ impl<'a> Step<'a> {
         self.rows().list(space, prefix, after, limit)
     }
 
+    /// The keys of all KeyPackages whose private parts are here.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn key_packages(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.rows().keys(mls::KEY_PACKAGES)
+    }
+
+    /// Removes a KeyPackage with its private parts, if it is there.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn delete_key_package(&self, key: &[u8]) -> Result<(), StoreError> {
+        self.rows().delete(mls::KEY_PACKAGES, key)
+    }
+
     /// Runs `work`; when it fails, what it wrote is undone and the rest of the step goes on.
     ///
     /// # Errors

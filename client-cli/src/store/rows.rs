@@ -151,6 +151,15 @@ impl<'a> Rows<'a> {
         Ok(found)
     }
 
+    /// All keys of a space, in order.
+    pub(super) fn keys(&self, space: &'static str) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT key FROM sealed WHERE space = ?1 ORDER BY key")?;
+        let keys = statement.query_map([space], |row| row.get(0))?;
+        Ok(keys.collect::<Result<_, _>>()?)
+    }
+
     fn stored(&self, space: &str, key: &[u8]) -> Result<Option<Stored>, StoreError> {
         let stored = self
             .connection

@@ -166,6 +166,7 @@ impl Member {
             trust: &self.trust,
             now: now(),
             removals_per_hour: 10,
+            left_out_wait_seconds: 0,
         };
         self.store.step(|step| work(step, context))
     }

@@ -36,6 +36,15 @@ pub(super) struct Read {
     pub(super) next: Option<Next>,
 }
 
+/// What was read of some groups.
+#[derive(Default)]
+pub(super) struct ReadPart {
+    /// Of those that the device may read.
+    pub(super) reads: Vec<Read>,
+    /// The others: there is no such group, or the device was never in it.
+    pub(super) unknown: Vec<GroupId>,
+}
+
 /// Why a group ended for a device, if it did, and with which entry.
 pub(super) fn end_of(view: &View) -> Option<(u64, EndedWhy)> {
     let last = view.intervals.last()?;
@@ -52,7 +61,7 @@ pub(super) fn end_of(view: &View) -> Option<(u64, EndedWhy)> {
 
 impl Stream {
     /// Reads what comes next in each of some groups.
-    pub(super) async fn read(&self, part: Vec<GroupId>) -> Result<Vec<Read>, Error> {
+    pub(super) async fn read(&self, part: Vec<GroupId>) -> Result<ReadPart, Error> {
         let _turn = self.turn().await;
         let client = self.node.db.client().await?;
         let ids: Vec<&[u8]> = part.iter().map(|group| &**group).collect();
@@ -69,41 +78,44 @@ impl Stream {
         let readings = store::roster::readings(&client, &ids, self.caller.key)
             .await
             .map_err(DbError::from)?;
-        let mut reads = Vec::with_capacity(part.len());
+        let mut done = ReadPart::default();
         for ((group, place), reading) in part.into_iter().zip(places).zip(readings) {
-            reads.push(self.begin_read(&client, group, place, reading).await?);
+            match self.begin_read(&client, &group, place, reading).await? {
+                Some(read) => done.reads.push(read),
+                None => done.unknown.push(group),
+            }
         }
-        self.read_entries(&client, &mut reads).await?;
-        Ok(reads)
+        self.read_entries(&client, &mut done.reads).await?;
+        Ok(done)
     }
 
-    /// What the device may see of a group, and from where it reads on.
+    /// What the device may see of a group, and from where it reads on; `None` where it may see nothing of it.
     async fn begin_read<C: GenericClient>(
         &self,
         client: &C,
-        group: GroupId,
+        group: &GroupId,
         place: Option<Place>,
         reading: Reading,
-    ) -> Result<Read, Error> {
+    ) -> Result<Option<Read>, Error> {
         if reading.revoked {
             return Err(revoked());
         }
-        let reader = self.readers.get(&group);
+        let reader = self.readers.get(group);
         let (Some(place), Some(reader), false) = (place, reader, reading.intervals.is_empty())
         else {
-            return Err(Error::no_group());
+            return Ok(None);
         };
-        read::check_cursor(client, &group, reader.after, reader.chain, &place.head).await?;
+        read::check_cursor(client, group, reader.after, reader.chain, &place.head).await?;
         let span = read::next_span(&reading.intervals, reader.after, place.head.seq);
-        Ok(Read {
-            group,
+        Ok(Some(Read {
+            group: group.clone(),
             view: View {
                 place,
                 intervals: reading.intervals,
             },
             span,
             next: None,
-        })
+        }))
     }
 
     async fn read_entries<C: GenericClient>(

@@ -6,6 +6,11 @@
     reason = "each test file uses a part"
 )]
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use client_cli::member::Member;
 use e2e::{
     device::Device,
@@ -13,6 +18,7 @@ use e2e::{
     server::Server,
 };
 use serde_json::Value;
+use service_kit::local_postgres::{SUPERUSER, socket_folder, url};
 
 pub const DOMAIN: &str = "interior.example";
 
@@ -45,6 +51,58 @@ impl Fixture {
         Device::enroll(&self.programs, &self.server.node, folder, 0, name, name).unwrap()
     }
 
+    /// Another device of a person.
+    pub fn device_of(&self, person: &str, name: &str) -> Device {
+        let folder = self.folder.path();
+        Device::enroll(&self.programs, &self.server.node, folder, 0, person, name).unwrap()
+    }
+
+    /// Runs a statement on the Delivery Service's database, as an operator with bad luck could; how many rows it
+    /// changed.
+    pub fn delivery_sql(&self, sql: &str) -> u64 {
+        self.delivery_client().execute(sql, &[]).unwrap()
+    }
+
+    fn delivery_client(&self) -> postgres::Client {
+        let socket = socket_folder(&self.server.dir().join("postgres")).unwrap();
+        let url = url(&socket, "delivery", SUPERUSER);
+        postgres::Client::connect(&url, postgres::NoTls).unwrap()
+    }
+
+    /// A device has no KeyPackages any more, as after a long absence.
+    pub fn drop_key_packages(&self, device: &Device) {
+        let id = device.uri.rsplit('/').next().unwrap();
+        let sql = format!("DELETE FROM key_packages WHERE device_id = '{id}'");
+        assert!(self.delivery_sql(&sql) > 0, "it had none");
+    }
+
+    /// References of the KeyPackages that the server would give away of a device.
+    pub fn key_packages(&self, device: &Device) -> Vec<Vec<u8>> {
+        let id = device.uri.rsplit('/').next().unwrap();
+        let sql =
+            format!("SELECT ref FROM key_packages WHERE device_id = '{id}' AND claim_id IS NULL");
+        let rows = self.delivery_client().query(&sql, &[]).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// What the server holds, kept for later; it is stopped meanwhile.
+    pub fn back_up(&mut self) -> PathBuf {
+        let backup = self.folder.path().join("backup");
+        self.server.stop().unwrap();
+        copy(&self.server.dir().join("postgres"), &backup);
+        self.server.start_again().unwrap();
+        backup
+    }
+
+    /// Puts a backup in the place of what the server holds.
+    pub fn restore(&mut self, backup: &Path) {
+        self.server.stop().unwrap();
+        let data = self.server.dir().join("postgres");
+        std::fs::remove_dir_all(&data).unwrap();
+        copy(backup, &data);
+        self.server.start_again().unwrap();
+    }
+
     /// A device's profile, opened in this process.
     pub async fn member(&self, device: &Device) -> Member {
         device.member().await.unwrap()
@@ -59,6 +117,13 @@ impl Fixture {
         }
         (devices, group)
     }
+}
+
+/// Copies a folder with everything in it.
+pub fn copy(from: &Path, to: &Path) {
+    let mut command = Command::new("cp");
+    command.arg("-a").arg(from).arg(to);
+    assert!(command.status().unwrap().success());
 }
 
 /// The entries that this device has read, after asking the server.

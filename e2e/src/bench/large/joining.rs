@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use chancery_proto::delivery::v1::FetchTreeRequest;
 use client_cli::{
     core::{group, records},
-    member::Member,
+    member::{Member, welcomes::Entered},
 };
 use prost::Message as _;
 
@@ -33,8 +33,8 @@ impl Story<'_> {
             }
             let (joined, used, time) = ran::own(async || Ok(member.join(welcome).await?)).await?;
             ensure!(
-                joined.as_ref() == Some(&self.name),
-                "{} did not join",
+                joined == Entered::Joined,
+                "{} did not join: {joined:?}",
                 device.name
             );
             cpu.push(used.as_secs_f64());
