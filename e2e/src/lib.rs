@@ -1,4 +1,4 @@
-//! Everything that drives real processes: real services on a real PostgreSQL, and every device a process of its own; and small worlds without any.
+//! Everything that drives real processes: real services on a real PostgreSQL, and every device a process of its own. Worlds without any process are in `sim`.
 //!
 //! | module | what |
 //! |---|---|
@@ -7,9 +7,7 @@
 //! | [`device`] | a device: a profile and the commands that it runs |
 //! | [`bench`](mod@bench) | how fast, by baselines of the same run |
 //! | [`chaos`] | the running system under fire: real processes, faults, a recorder and a checker |
-//! | [`sim`] | whole groups in one thread: real members, a bad network, time that a seed decides |
 //! | [`story`] | the demo, act by act |
-//! | [`model`] | small worlds, explored completely: no process, the real decisions |
 //! | [`journals`] | what the devices' own journals say: lost, duplicated, reordered |
 //! | [`requests`] | requests that nobody meant, at running services |
 //! | [`search`] | a text in a folder, in every form that a server might have written it |
@@ -19,11 +17,9 @@ pub mod bench;
 pub mod chaos;
 pub mod device;
 pub mod journals;
-pub mod model;
 pub mod programs;
 pub mod requests;
 pub mod search;
 pub mod server;
-pub mod sim;
 pub mod story;
 pub mod summary;

@@ -3,10 +3,9 @@
 use std::{io::Write as _, process::ExitCode, time::Instant};
 
 use clap::Parser;
-use e2e::sim::{
-    Sums,
+use sim::{
     adversary::{self, grammar::Kind},
-    play,
+    simulation::{Sums, play},
 };
 
 /// Whole groups in one thread, with real members, a bad network, and time that a seed decides.

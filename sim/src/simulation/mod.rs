@@ -8,9 +8,7 @@
 //! | [`network`] | gRPC over pipes of memory: late, lost, twice, spoilt |
 //! | [`service`] | the Delivery Service without a database |
 //! | [`clock`] | time and chance |
-//! | [`adversary`] | a hostile member among honest ones |
 
-pub mod adversary;
 pub mod check;
 pub mod clock;
 pub mod network;

@@ -3,7 +3,7 @@
 use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser;
-use e2e::model::{explore, worlds};
+use sim::model::{explore, worlds};
 
 /// Explores small worlds of devices, nodes and a bad network completely.
 #[derive(Debug, Parser)]

@@ -1,6 +1,6 @@
 //! Small worlds explored completely, in the size that a test may have; `./dev explore` does more. And worlds that are broken on purpose.
 
-use e2e::model::{Bounds, Broken, TWO, explore};
+use sim::model::{Bounds, Broken, TWO, explore};
 
 /// Two devices race; every kind of trouble but a crash.
 const SMALL: Bounds = Bounds {

@@ -33,7 +33,7 @@ use client_cli::{
 };
 use tokio::task::LocalSet;
 
-use super::{
+use crate::simulation::{
     clock::Clock,
     network::Network,
     people::{Authority, Device},

@@ -1,6 +1,6 @@
 //! Seeds of the simulation: a few at random, and those that once found something, by what they found.
 
-use e2e::sim::{Sums, play};
+use sim::simulation::{Sums, play};
 
 fn assert_good(seeds: impl IntoIterator<Item = u64>) -> Sums {
     let mut sums = Sums::default();
