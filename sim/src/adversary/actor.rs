@@ -33,7 +33,6 @@ use openmls::{
     prelude::{tls_codec::Deserialize as _, *},
     schedule::{ExternalPsk, PreSharedKeyId, Psk},
 };
-use openmls_traits::OpenMlsProvider as _;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
@@ -443,7 +442,9 @@ impl Actor {
         let mut proposals = plan.proposals;
         if plan.psk {
             let psk = unknown_psk(step, &mls)?;
-            proposals.push(Proposal::psk(PreSharedKeyProposal::new(psk)));
+            proposals.push(Proposal::PreSharedKey(Box::new(PreSharedKeyProposal::new(
+                psk,
+            ))));
         }
         mls.set_aad(data.encode());
         let before = mls.export_ratchet_tree();
@@ -879,7 +880,7 @@ fn foreign_hash(tree: &Tree, kind: Kind, width: u32) -> anyhow::Result<Vec<u8>> 
     let mut tree = tree.clone();
     if kind == Kind::TreeForeign {
         // Where even this reader of trees takes no such node, nobody does, and its hash does not matter.
-        drop(tree.set(4 * width - 2, Some(&[1, 1, 0xff, 0xff])));
+        let _nowhere = tree.set(4 * width - 2, Some(&[1, 1, 0xff, 0xff]));
     }
     Ok(tree.hash(suite))
 }

@@ -21,7 +21,7 @@ fn sign(key: &LeafKey, label: &str, content: &[u8]) -> anyhow::Result<Vec<u8>> {
 
 /// What of a GroupInfo is to be changed.
 #[derive(Debug, Default)]
-pub struct InfoChange {
+pub(super) struct InfoChange {
     /// Another cipher suite.
     pub suite: Option<u8>,
     /// These bytes of the GroupContext, wherever they are, become those of the same length.
@@ -38,7 +38,11 @@ pub struct InfoChange {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn group_info(bytes: &[u8], change: &InfoChange, key: &LeafKey) -> anyhow::Result<Vec<u8>> {
+pub(super) fn group_info(
+    bytes: &[u8],
+    change: &InfoChange,
+    key: &LeafKey,
+) -> anyhow::Result<Vec<u8>> {
     let info = GroupInfo::parse(bytes, MAX_BYTES)?;
     let mut context = info.group_context.clone();
     if let Some(suite) = change.suite {
@@ -75,7 +79,7 @@ pub fn group_info(bytes: &[u8], change: &InfoChange, key: &LeafKey) -> anyhow::R
 
 /// What of a KeyPackage is to be changed.
 #[derive(Debug, Clone, Copy)]
-pub enum PackageChange {
+pub(super) enum PackageChange {
     /// The init_key becomes these bytes.
     InitKey(&'static [u8]),
     /// The leaf's encryption_key becomes these bytes.
@@ -90,7 +94,11 @@ pub enum PackageChange {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn key_package(bytes: &[u8], change: PackageChange, key: &LeafKey) -> anyhow::Result<Vec<u8>> {
+pub(super) fn key_package(
+    bytes: &[u8],
+    change: PackageChange,
+    key: &LeafKey,
+) -> anyhow::Result<Vec<u8>> {
     let package = KeyPackage::parse(bytes, MAX_BYTES)?;
     let (init_key, encryption_key) = match change {
         PackageChange::InitKey(other) => (other.to_vec(), package.leaf.encryption_key.clone()),
@@ -137,7 +145,7 @@ pub fn key_package(bytes: &[u8], change: PackageChange, key: &LeafKey) -> anyhow
 ///
 /// # Errors
 /// It cannot be read.
-pub fn external_commit(
+pub(super) fn external_commit(
     bytes: &[u8],
     removes: &[u32],
     group_context: &[u8],
@@ -196,7 +204,7 @@ fn proposals(content: &[u8]) -> Option<std::ops::Range<usize>> {
 ///
 /// # Errors
 /// It does not fit.
-pub fn updated(
+pub(super) fn updated(
     before: &Tree,
     update: &chancery_proto::delivery::v1::TreeUpdate,
 ) -> anyhow::Result<Tree> {

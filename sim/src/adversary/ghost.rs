@@ -27,7 +27,7 @@ impl Signer for OwnKey {
 ///
 /// # Errors
 /// No key or certificate can be made.
-pub fn key_package(person: &Person) -> anyhow::Result<Vec<u8>> {
+pub(super) fn key_package(person: &Person) -> anyhow::Result<Vec<u8>> {
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
     let mut params = CertificateParams::default();
     let uri = |text: String| anyhow::Ok(SanType::URI(text.try_into()?));

@@ -8,11 +8,14 @@
 //! | [`actor`] | the hostile member |
 //! | `craft`, `ghost` | bytes that it signs |
 //! | `verdict` | what must be true afterwards |
+//! | `mutants` | repairs undone one at a time; with the feature of that name |
 
 pub mod actor;
 mod craft;
 mod ghost;
 pub mod grammar;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod verdict;
 
 use std::{
@@ -22,7 +25,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use client_cli::{
     core::{
         group::{Founding, SUITES},
@@ -53,7 +55,7 @@ const HONEST_ONES: [usize; 5] = [0, 1, 2, 3, NEWCOMER];
 const NEWCOMER: usize = 6;
 const HOSTILE: usize = 4;
 const SECOND: usize = 5;
-/// Objects in one seed.
+/// Objects of the hostile member in one seed.
 const OBJECTS: usize = 6;
 /// Rounds in which everybody honest is online, until the end.
 const QUIET_ROUNDS: u32 = 10;
@@ -101,6 +103,8 @@ struct World {
     group: GroupName,
     random: Arc<Mutex<fastrand::Rng>>,
     texts: u64,
+    /// How many texts there were when the last round began in which everybody speaks.
+    texts_before_the_end: u64,
     outcome: Outcome,
     end: End,
 }
@@ -167,6 +171,7 @@ impl World {
             },
             random,
             texts: 0,
+            texts_before_the_end: 0,
             outcome: Outcome::default(),
             end,
         };
@@ -294,6 +299,9 @@ impl World {
     /// Everybody honest is online, in turn; one of them removes the offender where nobody else ends its time.
     async fn quiet(&mut self) {
         for round in 0..QUIET_ROUNDS {
+            if round + 1 == QUIET_ROUNDS {
+                self.texts_before_the_end = self.texts;
+            }
             for n in HONEST_ONES {
                 let synced = self.members[n].sync(None).await;
                 self.note(n, "sync", synced.map(|_| ()));
@@ -307,6 +315,9 @@ impl World {
                     self.say(n).await;
                 }
             }
+            if round == 2 {
+                self.loses_its_state().await;
+            }
             // Longer than any bar, once.
             let pause = if round == QUIET_ROUNDS / 2 { 310 } else { 13 };
             tokio::time::sleep(Duration::from_secs(pause)).await;
@@ -314,6 +325,15 @@ impl World {
         for n in HONEST_ONES {
             let synced = self.members[n].sync(None).await;
             self.note(n, "sync", synced.map(|_| ()));
+        }
+    }
+
+    /// An honest member loses the state of the group, and comes back with what the service stored.
+    async fn loses_its_state(&mut self) {
+        let n = self.random(|r| [0, 1, 3][r.usize(..3)]);
+        if self.in_roster(n) {
+            let back = self.members[n].rejoin_by_hand(&self.group).await;
+            self.note(n, "rejoin", back.map(|_| ()));
         }
     }
 
@@ -368,10 +388,11 @@ impl Sums {
     }
 }
 
-/// The number of a device in its text, where it is an honest one's.
-fn speaker(text: &str) -> Option<usize> {
+/// The number of a device in its text, where it is an honest one's, and the number of the text.
+fn speaker(text: &str) -> Option<(usize, u64)> {
     let rest = text.strip_prefix(HONEST)?.trim_start();
-    rest.split(' ').next()?.parse().ok()
+    let (device, number) = rest.split_once(" says ")?;
+    Some((device.parse().ok()?, number.parse().ok()?))
 }
 
 /// The hostile devices.
@@ -384,9 +405,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_says_whose_it_is() -> anyhow::Result<()> {
-        assert_eq!(speaker("honest 3 says 7").context("nobody's")?, 3);
+    fn a_text_says_whose_it_is() {
+        assert_eq!(speaker("honest 3 says 7"), Some((3, 7)));
         assert_eq!(speaker("evil 1"), None);
-        Ok(())
     }
 }

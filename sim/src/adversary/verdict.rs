@@ -12,10 +12,7 @@ use client_cli::core::{
 };
 use prost::Message as _;
 
-use super::{EVIL, End, HONEST_ONES, HOSTILE, SECOND, World, is_hostile, speaker};
-
-/// How many of the newest texts everybody who is in must have read.
-const LAST_TEXTS: usize = 3;
+use super::{EVIL, End, HONEST_ONES, HOSTILE, SECOND, World, grammar::Kind, is_hostile, speaker};
 
 pub(super) fn judge(world: &mut World) {
     let bricked = agreement(world);
@@ -64,17 +61,12 @@ fn agreement(world: &World) -> Vec<String> {
             places.collect::<Vec<_>>()
         ));
     }
-    let spoken: Vec<String> = inside.iter().filter_map(|n| last_text(world, *n)).collect();
-    if spoken.len() < inside.len() {
-        faults.push(format!("of {inside:?} only {spoken:?} are heard"));
-    }
     for n in &inside {
         let journal = journal(world, *n);
-        for text in spoken.iter().rev().take(LAST_TEXTS) {
-            let read = |entry: &JournalEntry| entry.text.as_deref() == Some(text.as_bytes());
-            if !journal.iter().any(read) {
-                faults.push(format!("{n} does not read {text:?}"));
-            }
+        let deaf_to = |m: &&usize| !journal.iter().any(|entry| is_last_text(world, entry, **m));
+        let unheard: Vec<&usize> = inside.iter().filter(deaf_to).collect();
+        if !unheard.is_empty() {
+            faults.push(format!("{n} does not read what {unheard:?} say at the end"));
         }
     }
     if world.end != End::Silent && !inside.is_empty() {
@@ -86,12 +78,10 @@ fn agreement(world: &World) -> Vec<String> {
     faults
 }
 
-/// What a member said last, as its own journal has it after it was accepted.
-fn last_text(world: &World, n: usize) -> Option<String> {
-    let own = journal(world, n)
-        .into_iter()
-        .rfind(|entry| entry.own && entry.text.is_some())?;
-    String::from_utf8(own.text?).ok()
+/// What a member said in the last round.
+fn is_last_text(world: &World, entry: &JournalEntry, n: usize) -> bool {
+    let text = String::from_utf8_lossy(entry.text.as_deref().unwrap_or_default());
+    speaker(&text).is_some_and(|(m, number)| m == n && number > world.texts_before_the_end)
 }
 
 fn journal(world: &World, n: usize) -> Vec<JournalEntry> {
@@ -107,7 +97,7 @@ fn attribution(world: &World, n: usize) -> Vec<String> {
         let text = String::from_utf8_lossy(entry.text.as_deref()?).into_owned();
         let sender = entry.sender.as_ref()?;
         let right = match speaker(&text) {
-            Some(m) => sender.device == device(m),
+            Some((m, _)) => sender.device == device(m),
             None if text.starts_with(EVIL) => [HOSTILE, SECOND]
                 .iter()
                 .any(|m| sender.device == device(*m)),

@@ -24,6 +24,14 @@ struct Cli {
     /// With `--adversary`: only objects whose name holds this text.
     #[arg(long)]
     kind: Option<String>,
+    /// Undoes single repairs, and lets the adversary find each of them.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutants: bool,
+    /// With `--mutants`: only the few that each run of the tests looks for.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    short: bool,
     /// The last line is the summary, and the only one unless something failed.
     #[arg(long)]
     json: bool,
@@ -31,6 +39,10 @@ struct Cli {
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    #[cfg(feature = "mutants")]
+    if cli.mutants {
+        return undone(&cli);
+    }
     if cli.adversary {
         return hostile(&cli);
     }
@@ -135,4 +147,36 @@ fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
     writeln!(out, "{summary}")?;
     let good = sums.failed.is_empty() && never.is_empty();
     Ok(ExitCode::from(u8::from(!good)))
+}
+
+/// Each mutant is found within its number of seeds, and names what it broke.
+#[cfg(feature = "mutants")]
+fn undone(cli: &Cli) -> anyhow::Result<ExitCode> {
+    use adversary::mutants::{HUNTS, find};
+    let mut out = std::io::stdout();
+    let (mut hunted, mut found) = (0, 0);
+    for hunt in HUNTS.iter().filter(|hunt| hunt.short || !cli.short) {
+        hunted += 1;
+        match find(hunt)? {
+            Some((seed, outcome)) => {
+                found += 1;
+                let all = [
+                    outcome.bricked,
+                    outcome.misattributed,
+                    outcome.honest_blamed,
+                ]
+                .concat();
+                let first = all.first().map_or("", String::as_str);
+                writeln!(out, "{:?}: found by seed {seed}: {first}", hunt.mutant)?;
+            }
+            None => writeln!(
+                out,
+                "{:?}: NOT FOUND in {} seeds with {:?}",
+                hunt.mutant, hunt.seeds, hunt.kinds
+            )?,
+        }
+    }
+    let summary = serde_json::json!({ "mutants": hunted, "found": found });
+    writeln!(out, "{summary}")?;
+    Ok(ExitCode::from(u8::from(found < hunted)))
 }
