@@ -61,7 +61,7 @@ pub struct Actor {
     /// An honest member.
     pub victim: Person,
     /// An honest device that is not in the group.
-    pub newcomer: Name,
+    pub newcomer: Person,
     /// A message that was framed and not sent yet.
     late: RefCell<Option<SendMessageRequest>>,
     texts: RefCell<u64>,
@@ -88,7 +88,7 @@ impl Actor {
         second: Rc<Member>,
         group: GroupName,
         victim: Person,
-        newcomer: Name,
+        newcomer: Person,
     ) -> Self {
         Self {
             member,
@@ -240,7 +240,9 @@ impl Actor {
     }
 
     async fn newcomers_package(&self) -> anyhow::Result<Vec<u8>> {
-        let packages = self.packages(std::slice::from_ref(&self.newcomer)).await?;
+        let packages = self
+            .packages(&[(self.newcomer.domain.clone(), self.newcomer.device)])
+            .await?;
         packages.into_iter().next().context("no answer")
     }
 
@@ -588,13 +590,7 @@ impl Actor {
 
     /// A KeyPackage under a certificate that its own key signed, in the newcomer's name.
     fn ghost(&self) -> anyhow::Result<Vec<u8>> {
-        let user = self.member.identity().person.user;
-        let person = Person {
-            domain: self.newcomer.0.clone(),
-            user,
-            device: self.newcomer.1,
-        };
-        super::ghost::key_package(&person)
+        super::ghost::key_package(&self.newcomer)
     }
 
     // --- from outside ----------------------------------------------------------------------------

@@ -225,7 +225,7 @@ impl World {
             self.members[SECOND].clone(),
             self.group.clone(),
             self.members[3].identity().person.clone(),
-            self.name(NEWCOMER),
+            self.members[NEWCOMER].identity().person.clone(),
         );
         for _ in 0..OBJECTS {
             let drawn = self.random(|r| *r.choice(Kind::ALL).unwrap_or(&Kind::ProposePsk));
@@ -298,6 +298,7 @@ impl World {
 
     /// Everybody honest is online, in turn; one of them removes the offender where nobody else ends its time.
     async fn quiet(&mut self) {
+        self.loses_its_state().await;
         for round in 0..QUIET_ROUNDS {
             if round + 1 == QUIET_ROUNDS {
                 self.texts_before_the_end = self.texts;
@@ -315,7 +316,7 @@ impl World {
                     self.say(n).await;
                 }
             }
-            if round == 2 {
+            if round == QUIET_ROUNDS / 2 {
                 self.loses_its_state().await;
             }
             // Longer than any bar, once.

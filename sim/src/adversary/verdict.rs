@@ -69,10 +69,20 @@ fn agreement(world: &World) -> Vec<String> {
             faults.push(format!("{n} does not read what {unheard:?} say at the end"));
         }
     }
-    if world.end != End::Silent && !inside.is_empty() {
-        let left = [HOSTILE, SECOND]
-            .into_iter()
-            .filter(|n| world.in_roster(*n));
+    let must_go: &[usize] = match world.end {
+        End::Silent
+            if world
+                .outcome
+                .objects
+                .contains_key(Kind::LeaveAndStay.name()) =>
+        {
+            &[HOSTILE]
+        }
+        End::Silent => &[],
+        End::Removed | End::Revoked => &[HOSTILE, SECOND],
+    };
+    if !inside.is_empty() {
+        let left = must_go.iter().filter(|n| world.in_roster(**n));
         faults.extend(left.map(|n| format!("{n} is still in")));
     }
     faults
