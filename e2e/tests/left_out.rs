@@ -50,6 +50,11 @@ fn whoever_is_online_brings_in_what_somebody_else_left_out() {
     let (_, group) = a.create_group([&b, &c1, &c2]).unwrap();
     for device in [&b, &c1] {
         device.run(&["sync"]).unwrap();
+    }
+    // They came in by the Commit that left it out, which they cannot read; the next one says it again.
+    a.run(&["group", "update", "--group", &group]).unwrap();
+    for device in [&b, &c1] {
+        device.run(&["sync"]).unwrap();
         assert_eq!(
             left_out(device, &group),
             [c2.uri.as_str()],

@@ -74,6 +74,15 @@ impl LeftOut {
         device_uri(&self.domain, Uuid::from_bytes(self.device))
     }
 
+    /// The device as a Commit names it, where its user is known.
+    pub fn person(&self) -> Option<Person> {
+        Some(Person {
+            domain: self.domain.clone(),
+            user: self.user?,
+            device: self.device,
+        })
+    }
+
     fn key(&self, group: &GroupName) -> Vec<u8> {
         key(group, &self.domain, &self.device)
     }
@@ -133,7 +142,12 @@ pub fn committed(
     (added, removed): (&[Person], &[Person]),
     at: i64,
 ) -> Done {
-    let left_out = left_out.iter().map(|member| LeftOut {
+    let gone = |member: &&Member| {
+        let of_user = |p: &Person| p.domain == member.domain && p.user == member.user;
+        removed.iter().any(|p| of_user(p) && !added.contains(p))
+    };
+    let left_out = left_out.iter().filter(|member| !gone(member));
+    let left_out = left_out.map(|member| LeftOut {
         domain: member.domain.clone(),
         device: member.device,
         user: Some(member.user),

@@ -113,14 +113,7 @@ impl Member {
 impl Claimed {
     /// Those of the devices without a KeyPackage whose users are known: what a Commit says of them.
     pub(super) fn left_out(&self) -> Vec<Person> {
-        let known = |left_out: &LeftOut| {
-            Some(Person {
-                domain: left_out.domain.clone(),
-                user: left_out.user?,
-                device: left_out.device,
-            })
-        };
-        self.missing.iter().filter_map(known).collect()
+        self.missing.iter().filter_map(LeftOut::person).collect()
     }
 
     fn take(&mut self, claim: Claim, now: i64) {

@@ -352,6 +352,7 @@ impl Member {
         intent: Intent,
         mut tally: Tally,
     ) -> Result<Committed, Failure> {
+        let intent = self.with_left_out(name, intent)?;
         let mut unusable = Vec::new();
         loop {
             let settled = self.settle(name, &mut tally).await?;
@@ -388,6 +389,19 @@ impl Member {
                 .collect();
             fault::point("before-send");
         }
+    }
+
+    /// Each Commit of this device says whom it could not add: who came in by the Commit that left somebody out has
+    /// not read that one.
+    fn with_left_out(&self, name: &GroupName, mut intent: Intent) -> Result<Intent, Failure> {
+        let known = self.step(|step, _| Ok(left_out::of_group(step, name)?))?;
+        let own = known.iter().filter(|left_out| left_out.own);
+        for person in own.filter_map(LeftOut::person).take(left_out::AT_ONCE) {
+            if !intent.left_out.contains(&person) {
+                intent.left_out.push(person);
+            }
+        }
+        Ok(intent)
     }
 
     /// Finds out what became of a group's pending operation, sending it again if need be.
