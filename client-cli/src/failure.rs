@@ -102,7 +102,7 @@ impl Failure {
             }
             Self::Core(CoreError::State(state)) if state == "needs_rejoin" => 12,
             Self::Core(CoreError::State(_) | CoreError::Unusable(_) | CoreError::Nothing) => 5,
-            Self::Core(CoreError::Distrusted(_)) => 6,
+            Self::Core(CoreError::Distrusted(_) | CoreError::OtherPolicy(_)) => 6,
             Self::Core(CoreError::Mls(_) | CoreError::OtherLog | CoreError::Copied) => 12,
             Self::Core(CoreError::Malformed(_)) | Self::Answer(_) => 10,
         }

@@ -8,11 +8,46 @@
 pub enum Mutant {
     /// The client merges its own staged Commit without the check that it makes of everybody else's.
     OwnCommitUnchecked,
+    /// The client takes every proposal for one that it may commit, and builds its Commit with all of them or not at all.
+    ProposalsUnjudged,
+    /// The client commits proposals that cannot stand in one Commit.
+    ProposalConflictsKept,
+    /// The client builds its Commit from the same proposals again after the server refused it.
+    RefusedProposalsKept,
+    /// A device that comes back from outside takes any policy that the GroupInfo says.
+    ReturnPolicyUnchecked,
+    /// The client takes the member that is at a leaf in the current tree for the sender of an earlier epoch's message.
+    SenderByCurrentLeaf,
+    /// The client merges leaves that no authority of their domain signed.
+    ForeignAuthorityTaken,
+    /// The client attributes messages to the name that an unverified certificate claims.
+    UnverifiedNamed,
+    /// The client frames no message while a leaf of the group does not verify.
+    UnverifiedLeafSilences,
+    /// The client judges certificates at its own time, so that one that has ended is worth nothing.
+    EndedCertificateUnverified,
+    /// The client speaks before it removes those who asked to leave.
+    LeavingStays,
+    /// The client honours a leave request of an earlier membership, or one that has ended.
+    OldLeaveHonoured,
 }
 
 impl Mutant {
     /// All of them, in the order of the table that `./dev simulate --mutants` prints.
-    pub const ALL: &[Self] = &[Self::OwnCommitUnchecked];
+    pub const ALL: &[Self] = &[
+        Self::OwnCommitUnchecked,
+        Self::ProposalsUnjudged,
+        Self::ProposalConflictsKept,
+        Self::RefusedProposalsKept,
+        Self::ReturnPolicyUnchecked,
+        Self::SenderByCurrentLeaf,
+        Self::ForeignAuthorityTaken,
+        Self::UnverifiedNamed,
+        Self::UnverifiedLeafSilences,
+        Self::EndedCertificateUnverified,
+        Self::LeavingStays,
+        Self::OldLeaveHonoured,
+    ];
 }
 
 #[cfg(feature = "mutants")]

@@ -17,6 +17,7 @@ use crate::{
     core::{
         CoreError,
         group::{self, Founding},
+        proposals,
         records::{self, GroupName},
     },
     failure::Failure,
@@ -275,14 +276,20 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             return Ok(json!({ "groups": lines }));
         }
         Group::Show { group } => {
-            return member.step(|step, _| {
+            return member.step(|step, context| {
                 let record = records::known(step, &group)?;
                 let mls_group = match group::load(step, &group) {
                     Ok(mls_group) => Some(mls_group),
                     Err(CoreError::Unknown) => None,
                     Err(error) => return Err(error),
                 };
-                Ok(output::group(&record, mls_group.as_ref()))
+                let proposed = proposals::all(step, &group)?;
+                Ok(output::group(
+                    &record,
+                    mls_group.as_ref(),
+                    &proposed,
+                    context,
+                ))
             });
         }
     };
