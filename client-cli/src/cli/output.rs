@@ -5,7 +5,7 @@ use chancery_proto::{
     certificate::{device_uri, user_uri},
     delivery::v1::{EntryKind, Outcome, Stock},
 };
-use openmls::prelude::MlsGroup;
+use openmls::prelude::{Credential, MlsGroup};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -193,7 +193,7 @@ pub fn group(
 
 /// Members whose certificate is genuine and has ended.
 fn ended(mls_group: &MlsGroup, context: Context<'_>) -> Vec<String> {
-    let has_ended = |credential| {
+    let has_ended = |credential: &Credential| {
         let person = context.trust.vouched(credential, context.now).ok()?;
         let ended = context.trust.verify(credential, context.now).is_err();
         ended.then(|| person.device_uri())

@@ -7,8 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chancery_proto::mutants::{self, Mutant};
-use openmls::prelude::*;
+use chancery_proto::{
+    mutants::{self, Mutant},
+    wire::Write as _,
+};
+use openmls::prelude::{tls_codec::Serialize as _, *};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -112,7 +115,7 @@ fn judge(
             check::authority(mls_group, leaf, &intermediates(context, leaf))?;
             let is_in = |m: Member| {
                 m.signature_key == leaf.signature_key().as_slice()
-                    || m.encryption_key == leaf.encryption_key().as_slice()
+                    || *leaf.encryption_key() == m.encryption_key.into()
                     || person_of(&m.credential, &m.signature_key).is_ok_and(|p| p == person)
             };
             if mls_group.members().any(is_in) {
@@ -124,7 +127,7 @@ fn judge(
             let leaf = update.leaf_node();
             check::same_person(mls_group, *proposer, leaf)?;
             check::authority(mls_group, leaf, &intermediates(context, leaf))?;
-            let twice = |m: Member| m.encryption_key == leaf.encryption_key().as_slice();
+            let twice = |m: Member| *leaf.encryption_key() == m.encryption_key.into();
             if mls_group.members().any(twice) {
                 return check::refuse("its encryption key is in the tree");
             }
@@ -259,11 +262,13 @@ fn first_of_its_kind(
     let Ok(person) = person_of(leaf.credential(), leaf.signature_key().as_slice()) else {
         return false;
     };
-    let its = [
-        leaf.signature_key().as_slice().to_vec(),
-        leaf.encryption_key().as_slice().to_vec(),
-        package.hpke_init_key().as_slice().to_vec(),
-    ];
+    let Ok(encryption_key) = leaf.encryption_key().tls_serialize_detached() else {
+        return false;
+    };
+    let (mut signature_key, mut init_key) = (Vec::new(), Vec::new());
+    signature_key.put_vector(leaf.signature_key().as_slice());
+    init_key.put_vector(package.hpke_init_key().as_slice());
+    let its = [signature_key, encryption_key, init_key];
     if devices.contains(&person) || its.iter().any(|key| keys.contains(key)) {
         return false;
     }
