@@ -107,7 +107,7 @@ impl Failure {
                 | CoreError::LeftOut(_)
                 | CoreError::Nothing,
             ) => 5,
-            Self::Core(CoreError::Distrusted(_)) => 6,
+            Self::Core(CoreError::Distrusted(_) | CoreError::OtherPolicy(_)) => 6,
             Self::Core(CoreError::Mls(_) | CoreError::OtherLog | CoreError::Copied) => 12,
             Self::Core(CoreError::Malformed(_)) | Self::Answer(_) => 10,
         }

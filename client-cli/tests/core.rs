@@ -10,7 +10,7 @@ use chancery_proto::{
 use client_cli::core::{
     CoreError,
     apply::{self},
-    commit, group,
+    group,
     identity::members,
     join,
     records::{GroupRecord, GroupState, Intent, Person},
@@ -190,48 +190,6 @@ fn a_member_removed_in_silence_is_told_nothing_by_it() {
     lie(&mut a, &mut log, None, Some(&victim), |r| Some(honest(r)));
     assert_refused(&mut b, &log, "not what the Commit does");
     assert_refused(&mut c, &log, "not what the Commit does");
-}
-
-#[test]
-fn an_untrusted_leaf_is_merged_marked_and_nothing_is_sent_to_it() {
-    let authority = Authority::new();
-    let (mut a, mut b, mut log) = pair(&authority);
-    // Of the same domain, vouched for by somebody else's root: for the adder it is fine, for B it is not.
-    let other = Authority::new();
-    let mut stranger = other.member();
-    a.trust = other.trust.clone();
-    log.add(&mut a, &mut stranger);
-    let page = b.read(&log);
-    assert_eq!(page.entries[0].skipped, None, "honest members do not fork");
-    let record = b.record(&log.name);
-    assert_eq!(record.distrusted, [stranger.identity.person.clone()]);
-    let name = log.name.clone();
-    let refused = b.step(|step, context| {
-        let record = commit::active(step, &name)?;
-        commit::message(step, context, &record, [7; 16], b"no")
-    });
-    assert!(matches!(refused, Err(CoreError::Distrusted(_))));
-    // Once it is removed, all is well again.
-    let intent = Intent {
-        remove: vec![stranger.identity.person.clone()],
-        ..Intent::default()
-    };
-    stage(&mut b, &name, &intent);
-    log.take_commit(&mut b);
-    b.read(&log);
-    assert!(b.record(&name).distrusted.is_empty());
-    log.send(&mut b, "well again");
-    // And a KeyPackage of it is never used.
-    let package = stranger.key_package();
-    let intent = Intent {
-        key_packages: vec![package],
-        ..Intent::default()
-    };
-    let nothing = b.step(|step, context| {
-        let mut record = commit::active(step, &name)?;
-        commit::stage(step, context, &mut record, &intent, [8; 16])
-    });
-    assert!(matches!(nothing, Err(CoreError::Unusable(_))));
 }
 
 #[test]

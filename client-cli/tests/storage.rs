@@ -109,6 +109,7 @@ fn a_group_stays_loaded_until_another_process_writes() {
     let warm = read(&mut a, &mut log);
     // Somebody else sends with the same profile: what is loaded here is older than the store.
     let mut other = Member {
+        ahead_seconds: 0,
         store: Store::open(a.folder()).unwrap(),
         identity: a.identity.clone(),
         trust: a.trust.clone(),

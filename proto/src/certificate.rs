@@ -62,6 +62,7 @@ pub struct DeviceCertificate {
 pub struct Anchors {
     root: TrustAnchor<'static>,
     intermediates: Vec<CertificateDer<'static>>,
+    signing_keys: Vec<[u8; 32]>,
     by_root: Arc<Mutex<BTreeSet<[u8; 32]>>>,
 }
 
@@ -143,14 +144,24 @@ impl Anchors {
         if !parsed.is_ca() || !valid_at(&parsed, now) {
             return Err(CertificateError::Profile("the root is no valid CA"));
         }
-        let intermediates = intermediates
-            .iter()
-            .filter(|der| intermediate_fits(der, &parsed, now))
-            .map(|der| CertificateDer::from(der.clone()))
-            .collect();
+        let root_key = parsed.public_key().subject_public_key.data.as_ref();
+        let mut signing_keys: Vec<[u8; 32]> = root_key.try_into().into_iter().collect();
+        let mut valid = Vec::new();
+        for der in intermediates {
+            let Some(certificate) = intermediate_below(der, &parsed) else {
+                continue;
+            };
+            if may_sign_devices(&certificate) {
+                signing_keys.extend(ed25519_key(&certificate));
+            }
+            if valid_at(&certificate, now) {
+                valid.push(CertificateDer::from(der.clone()));
+            }
+        }
         Ok(Self {
             root,
-            intermediates,
+            intermediates: valid,
+            signing_keys,
             by_root: Arc::default(),
         })
     }
@@ -166,6 +177,24 @@ impl Anchors {
     ) -> Result<DeviceCertificate, CertificateError> {
         self.verify_path(leaf_der, &self.intermediates, at, DEVICE_EKU_DER)?;
         read_device(leaf_der)
+    }
+
+    /// The raw keys that sign this domain's devices: the root's, and those of its intermediates, whether valid today or not.
+    pub fn signing_keys(&self) -> &[[u8; 32]] {
+        &self.signing_keys
+    }
+
+    /// The intermediates that are valid, DER.
+    pub fn intermediates(&self) -> impl Iterator<Item = &[u8]> {
+        self.intermediates.iter().map(|der| der.as_ref())
+    }
+
+    /// Reads a device's certificate that this root's keys signed, at whatever time: it may have ended since.
+    ///
+    /// # Errors
+    /// Not of the profile, or signed by somebody else.
+    pub fn vouched(&self, leaf_der: &[u8]) -> Result<DeviceCertificate, CertificateError> {
+        signed_below(leaf_der, &[], &self.signing_keys)
     }
 
     /// Verifies the certificate that signed a status item, with the chain that came with the item, at the item's own time (Unix seconds); its raw key.
@@ -219,10 +248,8 @@ fn valid_at(certificate: &X509Certificate<'_>, now: i64) -> bool {
     validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp()
 }
 
-fn intermediate_fits(der: &[u8], root: &X509Certificate<'_>, now: i64) -> bool {
-    let Ok((rest, certificate)) = X509Certificate::from_der(der) else {
-        return false;
-    };
+/// A CA certificate with path length 0 that may sign certificates.
+fn is_intermediate(certificate: &X509Certificate<'_>) -> bool {
     let signs = certificate
         .key_usage()
         .ok()
@@ -233,11 +260,92 @@ fn intermediate_fits(der: &[u8], root: &X509Certificate<'_>, now: i64) -> bool {
         .ok()
         .flatten()
         .is_some_and(|c| c.value.ca && c.value.path_len_constraint == Some(0));
+    signs && path
+}
+
+/// An intermediate that the root signed, at whatever time.
+fn intermediate_below<'d>(
+    der: &'d [u8],
+    root: &X509Certificate<'_>,
+) -> Option<X509Certificate<'d>> {
+    let (rest, certificate) = X509Certificate::from_der(der).ok()?;
     let below = certificate.issuer() == root.subject()
         && certificate
             .verify_signature(Some(root.public_key()))
             .is_ok();
-    rest.is_empty() && signs && path && below && valid_at(&certificate, now)
+    (rest.is_empty() && is_intermediate(&certificate) && below).then_some(certificate)
+}
+
+/// Its extended key usages, where it has any, name devices.
+fn may_sign_devices(certificate: &X509Certificate<'_>) -> bool {
+    match certificate.extended_key_usage() {
+        Ok(None) => true,
+        Ok(Some(usage)) => usage
+            .value
+            .other
+            .iter()
+            .any(|oid| oid.as_bytes() == DEVICE_EKU_DER),
+        Err(_) => false,
+    }
+}
+
+fn ed25519_key(certificate: &X509Certificate<'_>) -> Option<[u8; 32]> {
+    let key = certificate.public_key();
+    let is_ed25519 = key.algorithm.algorithm.to_id_string() == "1.3.101.112";
+    let bytes = key.subject_public_key.data.as_ref().try_into().ok()?;
+    is_ed25519.then_some(bytes)
+}
+
+fn signed_with(certificate: &X509Certificate<'_>, key: &[u8; 32]) -> bool {
+    let signature = certificate.signature_value.data.as_ref();
+    let signed = certificate.tbs_certificate.as_ref();
+    webpki::ring::ED25519
+        .verify_signature(key, signed, signature)
+        .is_ok()
+}
+
+/// Reads a device's certificate that one of these raw Ed25519 keys signed, or an intermediate of `between` that one of them signed. Signatures alone
+/// count, never a clock, so that everybody who has the same keys comes to the same answer.
+///
+/// # Errors
+/// Not of the profile, without the device's key usage, or signed by somebody else.
+pub fn signed_below(
+    leaf_der: &[u8],
+    between: &[Vec<u8>],
+    keys: &[[u8; 32]],
+) -> Result<DeviceCertificate, CertificateError> {
+    let device = read_device(leaf_der)?;
+    let profile = CertificateError::Profile;
+    let (_, leaf) =
+        X509Certificate::from_der(leaf_der).map_err(|_| profile("not a certificate"))?;
+    let usage = leaf.extended_key_usage().ok().flatten();
+    let is_device = usage.is_some_and(|u| {
+        u.value
+            .other
+            .iter()
+            .any(|oid| oid.as_bytes() == DEVICE_EKU_DER)
+    });
+    if !is_device {
+        return Err(profile("not for a device"));
+    }
+    if keys.iter().any(|key| signed_with(&leaf, key)) {
+        return Ok(device);
+    }
+    let signed_the_leaf = |der: &Vec<u8>| {
+        let Ok((rest, certificate)) = X509Certificate::from_der(der) else {
+            return false;
+        };
+        let fits =
+            rest.is_empty() && is_intermediate(&certificate) && may_sign_devices(&certificate);
+        fits && ed25519_key(&certificate).is_some_and(|key| signed_with(&leaf, &key))
+            && keys.iter().any(|key| signed_with(&certificate, key))
+    };
+    if between.iter().any(signed_the_leaf) {
+        return Ok(device);
+    }
+    Err(CertificateError::Invalid(
+        "signed by another authority".into(),
+    ))
 }
 
 /// Reads what a leaf says, without verifying it.
@@ -329,7 +437,7 @@ pub fn device_uri(domain: &str, device: Uuid) -> String {
 mod tests {
     use rcgen::{
         BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose,
-        IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+        IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519, SanType,
     };
 
     use super::*;
@@ -355,6 +463,54 @@ mod tests {
 
     fn key() -> KeyPair {
         KeyPair::generate_for(&PKCS_ED25519).unwrap()
+    }
+
+    #[test]
+    fn signatures_alone_say_whose_device_it_is_whatever_the_time() {
+        let root = CertifiedIssuer::self_signed(ca("root", None), key()).unwrap();
+        let mut params = ca("below", Some(0));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(DEVICE_EKU.to_vec())];
+        let intermediate = CertifiedIssuer::signed_by(params, key(), &root).unwrap();
+        let status = CertifiedIssuer::signed_by(ca("status", Some(0)), key(), &root).unwrap();
+        let uri = |kind| {
+            SanType::URI(
+                format!("mimi://a.example/{kind}/{}", Uuid::nil())
+                    .try_into()
+                    .unwrap(),
+            )
+        };
+        let mut leaf = CertificateParams::default();
+        leaf.subject_alt_names = vec![uri("u"), uri("d")];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(DEVICE_EKU.to_vec())];
+        leaf.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        leaf.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let ended = leaf.clone().signed_by(&key(), &intermediate).unwrap();
+        let by_status = leaf.clone().signed_by(&key(), &status).unwrap();
+        let self_made = leaf.self_signed(&key()).unwrap();
+        let above = [intermediate.der().to_vec(), status.der().to_vec()];
+        let anchors = Anchors::pinned(root.der(), &above, AT).unwrap();
+        assert!(anchors.verify_device(ended.der(), AT).is_err());
+        assert!(anchors.vouched(ended.der()).is_ok());
+        let root_key = &anchors.signing_keys()[..1];
+        let others = Anchors::pinned(
+            CertifiedIssuer::self_signed(ca("root", None), key())
+                .unwrap()
+                .der(),
+            &above,
+            AT,
+        );
+        let others = others.unwrap();
+        for (certificate, between, keys, good) in [
+            (&ended, &[][..], anchors.signing_keys(), true),
+            (&ended, &above[..], root_key, true),
+            (&ended, &[][..], root_key, false),
+            (&ended, &above[..], others.signing_keys(), false),
+            // An intermediate for another use, and nobody at all.
+            (&by_status, &above[..], anchors.signing_keys(), false),
+            (&self_made, &above[..], anchors.signing_keys(), false),
+        ] {
+            assert_eq!(signed_below(certificate.der(), between, keys).is_ok(), good);
+        }
     }
 
     #[test]

@@ -10,6 +10,9 @@
 //! struct { uint8 version = 1; Members added<V>; Members removed<V>; Members left_out<V>; uint64 proposals<V>;
 //!          uint64 seen_seq; opaque seen_chain[32]; Extension extensions<V>; } CommitInfo;
 //! ```
+//!
+//! Extension 1 of a CommitInfo, intermediates: `opaque certificate<V>` one after the other, DER, between the authorities that the group's policy lists
+//! and the certificates of leaves that the Commit brings. It stands where a leaf was signed by an intermediate that is not listed itself.
 
 use crate::wire::{Malformed, Read, Reader, Write, exact};
 
@@ -17,6 +20,9 @@ use crate::wire::{Malformed, Read, Reader, Write, exact};
 pub const COMMIT_INFO: u16 = 0x8C01;
 /// Component id of the `message_id`.
 pub const MESSAGE_ID: u16 = 0x8C02;
+
+/// Type of the extension that carries intermediate certificates.
+pub const INTERMEDIATES: u16 = 1;
 
 /// One device with its user, under a domain.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +109,33 @@ impl MessageData {
 }
 
 impl CommitInfo {
+    /// Intermediate certificates that the Commit carries, DER.
+    ///
+    /// # Errors
+    /// The extension does not parse.
+    pub fn intermediates(&self) -> Read<Vec<Vec<u8>>> {
+        let mut certificates = Vec::new();
+        for (_, data) in self.extensions.iter().filter(|e| e.0 == INTERMEDIATES) {
+            let mut listed = Vec::new();
+            listed.put_vector(data);
+            certificates.extend(exact(&listed, listed.len(), |r| {
+                r.list(|r| Ok(r.vector()?.to_vec()))
+            })?);
+        }
+        Ok(certificates)
+    }
+
+    /// Carries these intermediate certificates; none is no extension.
+    pub fn put_intermediates<'c>(&mut self, certificates: impl IntoIterator<Item = &'c [u8]>) {
+        let mut data = Vec::new();
+        for certificate in certificates {
+            data.put_vector(certificate);
+        }
+        if !data.is_empty() {
+            self.extensions.push((INTERMEDIATES, data));
+        }
+    }
+
     /// As in the module's text. Members are sorted; duplicates are dropped.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![1];

@@ -19,7 +19,7 @@ pub enum Mutant {
     /// The server does not compare the leaves that are added with the KeyPackages that the Welcomes name.
     AddedLeafUncompared,
     /// The server lets a Commit leave those in who asked to leave.
-    LeavingStays,
+    LeavingStaysAtServer,
     /// The server verifies failure reports with the leaves of the stored tree, which a member may have put there.
     ReportKeyFromTree,
     /// A Welcome whose tree cannot be used is never put aside.
@@ -34,6 +34,28 @@ pub enum Mutant {
     IncarnationIgnored,
     /// The client forgets which devices were left out for want of a KeyPackage.
     LeftOutForgotten,
+    /// The client takes every proposal for one that it may commit, and builds its Commit with all of them or not at all.
+    ProposalsUnjudged,
+    /// The client commits proposals that cannot stand in one Commit.
+    ProposalConflictsKept,
+    /// The client builds its Commit from the same proposals again after the server refused it.
+    RefusedProposalsKept,
+    /// A device that comes back from outside takes any policy that the GroupInfo says.
+    ReturnPolicyUnchecked,
+    /// The client takes the member that is at a leaf in the current tree for the sender of an earlier epoch's message.
+    SenderByCurrentLeaf,
+    /// The client merges leaves that no authority of their domain signed.
+    ForeignAuthorityTaken,
+    /// The client attributes messages to the name that an unverified certificate claims.
+    UnverifiedNamed,
+    /// The client frames no message while a leaf of the group does not verify.
+    UnverifiedLeafSilences,
+    /// The client judges certificates at its own time, so that one that has ended is worth nothing.
+    EndedCertificateUnverified,
+    /// The client speaks before it removes those who asked to leave.
+    LeavingStays,
+    /// The client honours a leave request of an earlier membership, or one that has ended.
+    OldLeaveHonoured,
 }
 
 impl Mutant {
@@ -45,7 +67,7 @@ impl Mutant {
         Self::ExternalCommitUnread,
         Self::RepairUncompared,
         Self::AddedLeafUncompared,
-        Self::LeavingStays,
+        Self::LeavingStaysAtServer,
         Self::ReportKeyFromTree,
         Self::UnusableWelcomeKept,
         Self::WelcomeKnownByHead,
@@ -53,6 +75,17 @@ impl Mutant {
         Self::UnknownGroupIsARefusal,
         Self::IncarnationIgnored,
         Self::LeftOutForgotten,
+        Self::ProposalsUnjudged,
+        Self::ProposalConflictsKept,
+        Self::RefusedProposalsKept,
+        Self::ReturnPolicyUnchecked,
+        Self::SenderByCurrentLeaf,
+        Self::ForeignAuthorityTaken,
+        Self::UnverifiedNamed,
+        Self::UnverifiedLeafSilences,
+        Self::EndedCertificateUnverified,
+        Self::LeavingStays,
+        Self::OldLeaveHonoured,
     ];
 }
 

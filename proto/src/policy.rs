@@ -3,12 +3,26 @@
 //! ```text
 //! struct { uint8 version = 1; opaque home_domain<V>; uint8 past_epochs; uint8 external_join; Item items<V>; } Policy;
 //! struct { uint16 type; opaque data<V>; } Item;      unknown items are kept
+//!
+//! item 1, authorities, at most once:
+//! struct { opaque domain<V>; opaque keys[32]<V>; } Authority;      raw Ed25519 keys, at least one
+//! Authority authorities<V>;                                        sorted by domain, unique
 //! ```
+//!
+//! A device of a domain that is listed has a certificate signed by one of the domain's keys, or by an intermediate that one of them signed.
 
-use crate::wire::{Malformed, Read, Write, exact};
+use std::collections::BTreeMap;
+
+use crate::wire::{Malformed, Read, Reader, Write, exact};
 
 /// The extension's type, from the private-use range of RFC 9420 section 17.3.
 pub const POLICY_EXTENSION: u16 = 0xF1C0;
+
+/// Type of the item that lists the keys which sign the devices of domains.
+pub const AUTHORITIES_ITEM: u16 = 1;
+
+/// The raw Ed25519 keys that sign a domain's devices, by domain.
+pub type Authorities = BTreeMap<String, Vec<[u8; 32]>>;
 
 /// Who may join by an external Commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +58,52 @@ impl Policy {
             external_join: ExternalJoin::default(),
             items: Vec::new(),
         }
+    }
+
+    /// The same policy with this list of authorities; an empty list is no item.
+    #[must_use]
+    pub fn with_authorities(mut self, authorities: &Authorities) -> Self {
+        self.items.retain(|(kind, _)| *kind != AUTHORITIES_ITEM);
+        if authorities.is_empty() {
+            return self;
+        }
+        let mut list = Vec::new();
+        for (domain, keys) in authorities {
+            list.put_vector(domain.as_bytes());
+            list.put_vector(keys.as_flattened());
+        }
+        let mut data = Vec::new();
+        data.put_vector(&list);
+        self.items.push((AUTHORITIES_ITEM, data));
+        self
+    }
+
+    /// The keys that sign the devices of the listed domains; empty where the group lists none.
+    ///
+    /// # Errors
+    /// The item stands twice, is not sorted and unique, or names a domain without keys.
+    pub fn authorities(&self) -> Read<Authorities> {
+        let mut items = self.items.iter().filter(|item| item.0 == AUTHORITIES_ITEM);
+        let Some((_, data)) = items.next() else {
+            return Ok(Authorities::new());
+        };
+        if items.next().is_some() {
+            return Err(Malformed("authorities stand twice"));
+        }
+        let listed = exact(data, data.len(), |r| {
+            r.list(|r| {
+                let domain = std::str::from_utf8(r.vector()?).map_err(|_| Malformed("domain"))?;
+                let keys = r.list(Reader::hash)?;
+                if domain.is_empty() || keys.is_empty() {
+                    return Err(Malformed("an authority without domain or keys"));
+                }
+                Ok((domain.to_owned(), keys))
+            })
+        })?;
+        if !listed.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(Malformed("authorities are not sorted and unique"));
+        }
+        Ok(listed.into_iter().collect())
     }
 
     /// The extension's data.
@@ -111,5 +171,30 @@ mod tests {
         for end in 0..bytes.len() {
             assert!(Policy::decode(&bytes[..end]).is_err());
         }
+    }
+
+    #[test]
+    fn authorities_come_back_and_an_item_that_is_wrong_is_an_error() {
+        let plain = Policy::for_domain("interior.example");
+        assert_eq!(plain.authorities(), Ok(Authorities::new()));
+        let listed: Authorities = [
+            ("foreign.example".to_owned(), vec![[1; 32]]),
+            ("interior.example".to_owned(), vec![[2; 32], [3; 32]]),
+        ]
+        .into();
+        let policy = plain.clone().with_authorities(&listed);
+        let policy = Policy::decode(&policy.encode()).unwrap();
+        assert_eq!(policy.authorities(), Ok(listed.clone()));
+        assert_eq!(policy.with_authorities(&Authorities::new()), plain);
+        let item = |data: &[u8]| Policy {
+            items: vec![(AUTHORITIES_ITEM, data.to_vec())],
+            ..plain.clone()
+        };
+        for wrong in [&[][..], &[3, 1, b'a', 0], &[4, 1, b'a', 1, 9], &[0, 0]] {
+            assert!(item(wrong).authorities().is_err(), "{wrong:?}");
+        }
+        let mut twice = plain.with_authorities(&listed);
+        twice.items.push(twice.items[0].clone());
+        assert!(twice.authorities().is_err());
     }
 }

@@ -5,14 +5,15 @@ use chancery_proto::{
     certificate::{device_uri, user_uri},
     delivery::v1::{EntryKind, Outcome, Stock},
 };
-use openmls::prelude::MlsGroup;
+use openmls::prelude::{Credential, MlsGroup};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     core::{
-        group,
+        Context, group,
         left_out::LeftOut,
+        proposals::Received,
         records::{GroupRecord, GroupState, JournalEntry, Person},
     },
     member::{
@@ -136,7 +137,7 @@ pub fn sent(group: &str, sent: &Sent) -> Value {
 pub fn group_line(record: &GroupRecord) -> Value {
     json!({
         "group": record.name.to_string(),
-        "state": record.state.name(),
+        "state": record.state_name(),
         "epoch": record.epoch,
         "epoch_seq": record.epoch_seq,
         "head_seq": record.head_seq,
@@ -144,7 +145,13 @@ pub fn group_line(record: &GroupRecord) -> Value {
 }
 
 /// `group show`
-pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>, left_out: &[LeftOut]) -> Value {
+pub fn group(
+    record: &GroupRecord,
+    mls_group: Option<&MlsGroup>,
+    left_out: &[LeftOut],
+    proposed: &[Received],
+    context: Context<'_>,
+) -> Value {
     let mut value = group_line(record);
     value["chain"] = json!(hex::encode(record.chain));
     value["joined_seq"] = json!(record.joined_seq);
@@ -167,6 +174,18 @@ pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>, left_out: &[Lef
         .map(|l| json!({ "device": l.device_uri(), "why": l.why, "since": l.since, "own": l.own }))
         .collect();
     value["distrusted"] = json!(uris(&record.distrusted));
+    value["ended"] = json!(mls_group.map_or_else(Vec::new, |g| ended(g, context)));
+    value["proposals"] = proposed
+        .iter()
+        .map(|one| {
+            json!({
+                "seq": one.seq,
+                "proposer": one.proposer.as_ref().map(Person::device_uri),
+                "kind": one.kind(),
+                "refused": one.refused,
+            })
+        })
+        .collect();
     let members = mls_group.map(|g| group::roster(g).unwrap_or_default());
     value["epoch_authenticator"] =
         json!(mls_group.map(|g| hex::encode(g.epoch_authenticator().as_slice())));
@@ -178,6 +197,19 @@ pub fn group(record: &GroupRecord, mls_group: Option<&MlsGroup>, left_out: &[Lef
         })
         .collect();
     value
+}
+
+/// Members whose certificate is genuine and has ended.
+fn ended(mls_group: &MlsGroup, context: Context<'_>) -> Vec<String> {
+    let has_ended = |credential: &Credential| {
+        let person = context.trust.vouched(credential, context.now).ok()?;
+        let ended = context.trust.verify(credential, context.now).is_err();
+        ended.then(|| person.device_uri())
+    };
+    mls_group
+        .members()
+        .filter_map(|m| has_ended(&m.credential))
+        .collect()
 }
 
 /// One entry of the journal.
@@ -201,6 +233,7 @@ pub fn entry(entry: &JournalEntry) -> Value {
         "chain": hex::encode(entry.chain),
         "sender": entry.sender.as_ref().map(Person::device_uri),
         "sender_user": entry.sender.as_ref().map(Person::user_uri),
+        "unverified_sender": entry.unverified_sender.as_ref().map(Person::device_uri),
         "text": entry.text.as_ref().map(|text| String::from_utf8_lossy(text).into_owned()),
         "own": entry.own,
         "added": uris(&entry.added),

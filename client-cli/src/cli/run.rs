@@ -17,7 +17,7 @@ use crate::{
     core::{
         CoreError,
         group::{self, Founding},
-        left_out,
+        left_out, proposals,
         records::{self, GroupName},
     },
     failure::Failure,
@@ -288,7 +288,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             return Ok(json!({ "groups": lines }));
         }
         Group::Show { group } => {
-            return member.step(|step, _| {
+            return member.step(|step, context| {
                 let record = records::known(step, &group)?;
                 let mls_group = match group::load(step, &group) {
                     Ok(mls_group) => Some(mls_group),
@@ -296,7 +296,14 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
                     Err(error) => return Err(error),
                 };
                 let left_out = left_out::of_group(step, &group)?;
-                Ok(output::group(&record, mls_group.as_ref(), &left_out))
+                let proposed = proposals::all(step, &group)?;
+                Ok(output::group(
+                    &record,
+                    mls_group.as_ref(),
+                    &left_out,
+                    &proposed,
+                    context,
+                ))
             });
         }
     };

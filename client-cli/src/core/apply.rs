@@ -4,6 +4,7 @@ use chancery_proto::{
     chain::{self, ChainInput},
     commit_info::MessageData,
     delivery::v1::{Entry, EntryKind, Pruned, ReplacedPayload},
+    mutants::{self, Mutant},
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
@@ -11,9 +12,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Context, CoreError, check, group, guarded,
-    identity::person_of,
+    identity::{person_named, person_of},
     left_out, mls, outbox,
     pending::{self, EntryStep},
+    proposals,
     records::{
         self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
     },
@@ -155,6 +157,7 @@ fn journal(entry: &Entry, chain: [u8; 32]) -> JournalEntry {
         epoch_seq: entry.epoch_seq,
         chain,
         sender: None,
+        unverified_sender: None,
         text: None,
         own: false,
         added: Vec::new(),
@@ -281,7 +284,9 @@ fn removal(
 ) -> Result<(), CoreError> {
     let mls_group = open.get(step, &record.name)?;
     if kind == EntryKind::LeaveRequest {
-        let person = removal::leaves(record, mls_group, &one.payload)?;
+        let at = one.entry.accepted_at_micros / 1_000_000;
+        let person = removal::leaves(step, record, mls_group, &one.payload, at)?;
+        record.leaves |= person == context.identity.person;
         written.sender = Some(person.clone());
         if !record.leaving.contains(&person) {
             record.leaving.push(person);
@@ -414,7 +419,7 @@ fn began_epoch(
 ) -> Result<(), CoreError> {
     record.epoch = mls_group.epoch().as_u64();
     record.epoch_seq = one.entry.seq;
-    record.proposals.clear();
+    proposals::forget(step, record)?;
     record.repair = false;
     record.refresh = false;
     let claimed = &one.entry.group_state_hash;
@@ -424,10 +429,14 @@ fn began_epoch(
     {
         record.repair = true;
         let by = written.sender.as_ref().map(Person::device_uri);
-        written.note = Some(format!(
+        let false_info = format!(
             "the GroupInfo that came with it is not this group's; it is by {}",
             by.as_deref().unwrap_or("nobody known")
-        ));
+        );
+        written.note = Some(match written.note.take() {
+            Some(note) => format!("{note}; {false_info}"),
+            None => false_info,
+        });
     }
     Ok(())
 }
@@ -452,6 +461,11 @@ fn process(
         mls_group.clear_pending_commit(step.provider().storage())?;
         record.pending = None;
     }
+    if commit {
+        // What it names by reference is looked up there, also what this device commits never.
+        let known = proposals::all(step, &record.name)?;
+        proposals::hand_over(step, mls_group, &known)?;
+    }
     let processed = mls_group
         .process_message(step.provider(), message)
         .map_err(mls)?;
@@ -468,33 +482,26 @@ fn process(
         ));
     }
     let sender = processed.sender().clone();
-    if let Sender::Member(index) = sender
-        && let Some(member) = mls_group.member_at(index)
-    {
-        written.sender = Some(person_of(&member.credential, &member.signature_key)?);
-    }
+    attribute(context, mls_group, &processed, written)?;
     match processed.into_content() {
         ProcessedMessageContent::ApplicationMessage(message) => {
             written.text = Some(message.into_bytes());
         }
         ProcessedMessageContent::ProposalMessage(proposal) => {
-            mls_group.store_pending_proposal(step.provider().storage(), *proposal)?;
-            record.proposals.push(one.entry.seq);
+            proposals::receive(step, context, record, mls_group, *proposal, written)?;
         }
         ProcessedMessageContent::StagedCommitMessage(staged) => {
             let at = one.entry.accepted_at_micros / 1_000_000;
             let change = check::commit(context, mls_group, &staged, &sender, &data, at)?;
             same_log(step, record, &change)?;
             let removed = recovery::leaves_of(mls_group, &change.removed)?;
-            if matches!(sender, Sender::NewMemberCommit) {
-                written.sender = change.added.first().cloned();
-            }
             mls_group
                 .merge_staged_commit(step.provider(), *staged)
                 .map_err(mls)?;
             gone(record, &change.removed);
             let roster = (&change.added[..], &change.removed[..]);
             left_out::committed(step, &record.name, &change.info.left_out, roster, at)?;
+            written.note = marks(&change);
             record.distrusted.extend(change.distrusted);
             (written.added, written.removed) = (change.added, change.removed);
             if written.added.contains(&context.identity.person) {
@@ -510,6 +517,51 @@ fn process(
         _ => return Err(CoreError::Copied),
     }
     Ok(())
+}
+
+/// Who sent it: the certificate that openmls verified it with, which is the sender's of the message's own epoch. The leaf may be somebody else's by the time
+/// that it comes.
+fn attribute(
+    context: Context<'_>,
+    mls_group: &MlsGroup,
+    processed: &ProcessedMessage,
+    written: &mut JournalEntry,
+) -> Result<(), CoreError> {
+    if mutants::is_on(Mutant::SenderByCurrentLeaf) {
+        if let Sender::Member(index) = processed.sender()
+            && let Some(member) = mls_group.member_at(*index)
+        {
+            written.sender = Some(person_of(&member.credential, &member.signature_key)?);
+        }
+        return Ok(());
+    }
+    let credential = processed.credential();
+    let person = person_named(credential)?;
+    let vouched = context.trust.vouched(credential, context.now).is_ok();
+    if vouched || mutants::is_on(Mutant::UnverifiedNamed) {
+        written.sender = Some(person);
+    } else {
+        written.unverified_sender = Some(person);
+    }
+    Ok(())
+}
+
+/// What a reader should know about the leaves that a Commit brings.
+fn marks(change: &check::Change) -> Option<String> {
+    let uris = |people: &[Person]| {
+        let uris: Vec<_> = people.iter().map(Person::device_uri).collect();
+        uris.join(", ")
+    };
+    let mut marks = Vec::new();
+    if !change.distrusted.is_empty() {
+        let who = uris(&change.distrusted);
+        marks.push(format!("no pinned root signed the certificate of {who}"));
+    }
+    if !change.ended.is_empty() {
+        let who = uris(&change.ended);
+        marks.push(format!("not valid at that time: the certificate of {who}"));
+    }
+    (!marks.is_empty()).then(|| marks.join("; "))
 }
 
 /// The committer says which log it saw; another one than this device's is a split log.

@@ -1,14 +1,19 @@
-//! What a member refuses in a Commit: only what every member of the epoch sees alike. Clocks, anchors and the network never cause a refusal.
+//! What a member refuses in a Commit: only what every member of the epoch sees alike. Clocks, pinned roots and the network never cause a refusal; the
+//! authorities that the group's own policy lists do.
 
 use std::collections::BTreeSet;
 
-use chancery_proto::commit_info::{CommitInfo, MessageData};
+use chancery_proto::{
+    certificate,
+    commit_info::{CommitInfo, MessageData},
+    mutants::{self, Mutant},
+};
 use openmls::prelude::*;
 
 use super::{
     Context, CoreError,
     group::policy_of,
-    identity::{members, person_of},
+    identity::{certificate_of, members, person_of},
     records::Person,
 };
 
@@ -19,13 +24,19 @@ pub struct Change {
     pub added: Vec<Person>,
     /// Devices that lose theirs.
     pub removed: Vec<Person>,
-    /// New leaves whose certificate does not verify against the pinned roots: merged all the same, and marked.
+    /// Devices of new leaves whose certificate no pinned root of this device ever signed: merged all the same, and marked.
     pub distrusted: Vec<Person>,
+    /// Devices of new leaves whose certificate is genuine and was not valid at the entry's time.
+    pub ended: Vec<Person>,
     /// As the committer says.
     pub info: CommitInfo,
 }
 
-fn refuse<T>(why: &str) -> Result<T, CoreError> {
+/// Refuses for a reason that all members see alike.
+///
+/// # Errors
+/// Always.
+pub(super) fn refuse<T>(why: &str) -> Result<T, CoreError> {
     Err(CoreError::Malformed(why.to_owned()))
 }
 
@@ -65,10 +76,7 @@ pub fn commit(
                 new_leaves.push(update.leaf_node());
             }
             Proposal::ExternalInit(_) if external => {}
-            Proposal::GroupContextExtensions(_) if !external => {
-                return refuse("the policy names nobody who may change it");
-            }
-            _ => return refuse("a proposal that this version does not allow"),
+            other => return refuse(not_allowed(other)),
         }
     }
     if let Some(leaf) = staged.update_path_leaf_node() {
@@ -96,20 +104,78 @@ pub fn commit(
     {
         return refuse("the CommitInfo is not what the Commit does");
     }
-    if policy_of(staged.group_context().extensions())? != policy_of(group.extensions())? {
+    if staged.group_context().extensions() != group.extensions() {
         return refuse("the policy changes without a proposal");
     }
-    let distrusted = new_leaves
-        .iter()
-        .filter(|leaf| context.trust.verify(leaf.credential(), at).is_err())
-        .map(|leaf| person_of(leaf.credential(), leaf.signature_key().as_slice()))
-        .collect::<Result<_, _>>()?;
+    let between = info.intermediates()?;
+    let (mut distrusted, mut ended) = (Vec::new(), Vec::new());
+    for leaf in new_leaves {
+        authority(group, leaf, &between)?;
+        let credential = leaf.credential();
+        let person = || person_of(credential, leaf.signature_key().as_slice());
+        if context.trust.vouched(credential, context.now).is_err() {
+            distrusted.push(person()?);
+        } else if context.trust.verify(credential, at).is_err() {
+            ended.push(person()?);
+        }
+    }
     Ok(Change {
         added,
         removed,
         distrusted,
+        ended,
         info,
     })
+}
+
+/// Was the leaf's certificate signed by one of the authorities that the policy lists for its domain, or by an intermediate of `between` that one of them
+/// signed? A domain that is not listed is not judged, and a certificate that is in the tree was judged when it came.
+///
+/// # Errors
+/// By nobody of them.
+pub(super) fn authority(
+    group: &MlsGroup,
+    leaf: &LeafNode,
+    between: &[Vec<u8>],
+) -> Result<(), CoreError> {
+    if mutants::is_on(Mutant::ForeignAuthorityTaken) {
+        return Ok(());
+    }
+    let certificate = certificate_of(leaf.credential())?;
+    let domain = person_of(leaf.credential(), leaf.signature_key().as_slice())?.domain;
+    let authorities = policy_of(group.extensions())?.authorities()?;
+    let Some(keys) = authorities.get(&domain) else {
+        return Ok(());
+    };
+    if certificate::signed_below(&certificate, between, keys).is_ok()
+        || group.members().any(|m| m.credential == *leaf.credential())
+    {
+        return Ok(());
+    }
+    refuse("a leaf that no authority of its domain signed")
+}
+
+/// A proposal's type as RFC 9420 section 12.1 names it.
+pub(super) fn kind(proposal: &Proposal) -> &'static str {
+    match proposal {
+        Proposal::Add(_) => "add",
+        Proposal::Update(_) => "update",
+        Proposal::Remove(_) => "remove",
+        Proposal::PreSharedKey(_) => "psk",
+        Proposal::ReInit(_) => "reinit",
+        Proposal::ExternalInit(_) => "external_init",
+        Proposal::GroupContextExtensions(_) => "group_context_extensions",
+        Proposal::SelfRemove => "self_remove",
+        Proposal::Custom(_) => "a proposal of an unknown type",
+    }
+}
+
+/// Why a proposal stands in no Commit, whoever makes it.
+pub(super) fn not_allowed(proposal: &Proposal) -> &'static str {
+    match proposal {
+        Proposal::GroupContextExtensions(_) => "the policy names nobody who may change it",
+        _ => "a proposal that this version does not allow",
+    }
 }
 
 /// Whether one of those that are added is in, and stays in.
@@ -121,7 +187,11 @@ fn already_in(group: &MlsGroup, added: &[Person], removed: &[Person]) -> bool {
     !added.is_empty() && group.members().any(is_added)
 }
 
-fn person_at(group: &MlsGroup, index: LeafNodeIndex) -> Result<Person, CoreError> {
+/// Who is at a leaf of the current epoch.
+///
+/// # Errors
+/// The leaf is blank.
+pub(super) fn person_at(group: &MlsGroup, index: LeafNodeIndex) -> Result<Person, CoreError> {
     let member = group
         .member_at(index)
         .ok_or_else(|| CoreError::Malformed("a Remove of a blank leaf".into()))?;
@@ -129,7 +199,14 @@ fn person_at(group: &MlsGroup, index: LeafNodeIndex) -> Result<Person, CoreError
 }
 
 /// A leaf may get new keys and a new certificate, never another user or device.
-fn same_person(group: &MlsGroup, index: LeafNodeIndex, leaf: &LeafNode) -> Result<(), CoreError> {
+///
+/// # Errors
+/// It gets one, or it was blank.
+pub(super) fn same_person(
+    group: &MlsGroup,
+    index: LeafNodeIndex,
+    leaf: &LeafNode,
+) -> Result<(), CoreError> {
     let now = person_of(leaf.credential(), leaf.signature_key().as_slice())?;
     if person_at(group, index)? != now {
         return refuse("a leaf changes its user or device");

@@ -1,21 +1,21 @@
 //! Building a Commit with its CommitInfo, and an application message. What is built is kept before it is sent.
 
-use std::collections::BTreeSet;
-
 use chancery_proto::{
-    commit_info::{CommitInfo, MessageData},
-    delivery::v1::{CommitBundle, SendMessageRequest, SubmitCommitRequest},
+    commit_info::MessageData,
+    delivery::v1::{CommitBundle, SendMessageRequest},
+    mutants::{self, Mutant},
     policy::POLICY_EXTENSION,
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
 
+pub use super::stage::stage;
 use super::{
-    Context, CoreError, group, guarded,
-    identity::{members, person_of},
+    Context, CoreError, group,
+    identity::person_of,
     mls,
     outbox::{self, Outgoing},
-    records::{self, GroupName, GroupRecord, GroupState, Intent, Operation, Pending, Person},
+    records::{self, GroupName, GroupRecord, GroupState, Operation, Person},
 };
 use crate::store::Step;
 
@@ -33,7 +33,7 @@ pub struct Plan {
 /// The record of a group that this device may act in.
 ///
 /// # Errors
-/// Unknown, not active, or one that holds a leaf that is not trusted.
+/// Unknown, or not active.
 pub fn active(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreError> {
     let record = records::known(step, name)?;
     if record.state != GroupState::Active {
@@ -43,7 +43,10 @@ pub fn active(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreErro
 }
 
 /// A KeyPackage that this device is willing to add: it validates, its leaf says who it is, its certificate is trusted, and it can read the policy.
-fn usable(
+///
+/// # Errors
+/// Whose it is, as far as that is known, and why it cannot be used.
+pub(super) fn usable(
     step: &Step<'_>,
     context: Context<'_>,
     suite: Ciphersuite,
@@ -92,149 +95,6 @@ fn usable(
     Ok((person, package))
 }
 
-/// What the proposals that others sent already do: a Commit takes them in by reference.
-fn queued(mls_group: &MlsGroup, roster: &[(LeafNodeIndex, Person)]) -> Result<Plan, CoreError> {
-    let mut plan = Plan::default();
-    for queued in mls_group.pending_proposals() {
-        match queued.proposal() {
-            Proposal::Add(add) => {
-                let leaf = add.key_package().leaf_node();
-                plan.added.push(person_of(
-                    leaf.credential(),
-                    leaf.signature_key().as_slice(),
-                )?);
-            }
-            Proposal::Remove(remove) => {
-                let found = roster.iter().find(|(index, _)| *index == remove.removed());
-                plan.removed.extend(found.map(|(_, person)| person.clone()));
-            }
-            _ => {}
-        }
-    }
-    Ok(plan)
-}
-
-/// Builds the Commit for an intent on the group as it is now, and keeps it as pending.
-///
-/// # Errors
-/// [`CoreError::Nothing`] when the group already is as intended; openmls; the store.
-pub fn stage(
-    step: &Step<'_>,
-    context: Context<'_>,
-    record: &mut GroupRecord,
-    intent: &Intent,
-    message_id: [u8; 16],
-) -> Result<Plan, CoreError> {
-    let mut mls_group = group::load(step, &record.name)?;
-    let roster = group::roster(&mls_group)?;
-    let mut plan = queued(&mls_group, &roster)?;
-    let by_reference = plan.clone();
-    let mut packages = Vec::new();
-    let members: BTreeSet<&Person> = roster.iter().map(|(_, person)| person).collect();
-    for bytes in &intent.key_packages {
-        let suite = mls_group.ciphersuite();
-        let looked_at = guarded(|| Ok(usable(step, context, suite, bytes)));
-        match looked_at.unwrap_or_else(|error| Err((None, error.to_string()))) {
-            Ok((person, _)) if members.contains(&person) => {}
-            Ok((person, _)) if plan.added.contains(&person) => {}
-            Ok((person, package)) => {
-                plan.added.push(person);
-                packages.push(package);
-            }
-            Err(unusable) => plan.unusable.push(unusable),
-        }
-    }
-    let own = mls_group.own_leaf_index();
-    let leaves: Vec<_> = roster
-        .iter()
-        .filter(|(index, person)| {
-            *index != own
-                && !by_reference.removed.contains(person)
-                && (intent.remove.contains(person)
-                    || record.leaving.contains(person)
-                    || record.revoked.contains(person))
-        })
-        .collect();
-    let removed = leaves.iter().map(|(_, person)| person.clone());
-    plan.removed.extend(removed);
-    let proposed = mls_group.pending_proposals().next().is_some();
-    if packages.is_empty() && leaves.is_empty() && !intent.update && !proposed {
-        return Err(match plan.unusable.first() {
-            Some((person, why)) => {
-                let device = person.as_ref().map_or_else(String::new, Person::device_uri);
-                CoreError::Unusable(format!("the KeyPackage of {device} cannot be used: {why}"))
-            }
-            None => CoreError::Nothing,
-        });
-    }
-    let info = commit_info(record, &plan, intent);
-    let aad = MessageData {
-        message_id: Some(message_id),
-        commit_info: Some(info),
-    };
-    mls_group.set_aad(aad.encode());
-    let before = mls_group.export_ratchet_tree();
-    let key = context.identity.leaf_key(mls_group.ciphersuite())?;
-    let provider = step.provider();
-    let bundle = mls_group
-        .commit_builder()
-        .propose_adds(packages)
-        .propose_removals(leaves.iter().map(|(index, _)| *index))
-        .force_self_update(intent.update)
-        .load_psks(provider.storage())
-        .map_err(mls)?
-        .create_group_info(true)
-        .build(provider.rand(), provider.crypto(), &key, |_| true)
-        .map_err(mls)?
-        .stage_commit(provider)
-        .map_err(mls)?;
-    let old = group::tree_of(&before)?;
-    let after = mls_group
-        .pending_commit()
-        .ok_or_else(|| CoreError::Mls("no pending Commit".into()))?
-        .export_ratchet_tree(provider.crypto(), before)
-        .map_err(mls)?
-        .ok_or_else(|| CoreError::Mls("no tree of the pending Commit".into()))?;
-    let tree = group::tree_of(&after)?.update_since(&old);
-    let request = SubmitCommitRequest {
-        group: Some(record.name.to_ref()),
-        epoch_seq: record.epoch_seq,
-        bundles: vec![bundle_of(bundle, message_id, tree)?],
-    };
-    record.pending = Some(Pending {
-        message_id,
-        operation: Operation::Commit,
-        request: request.encode_to_vec(),
-        intent: intent.clone(),
-        added: plan.added.clone(),
-        removed: plan.removed.clone(),
-        accepted: None,
-    });
-    record.claim = None;
-    records::put_group(step, record)?;
-    group::keep(step, mls_group);
-    Ok(plan)
-}
-
-fn commit_info(record: &GroupRecord, plan: &Plan, intent: &Intent) -> CommitInfo {
-    let mut left_out = intent.left_out.clone();
-    left_out.extend(
-        plan.unusable
-            .iter()
-            .filter_map(|(person, _)| person.clone()),
-    );
-    left_out.retain(|person| !plan.added.contains(person));
-    CommitInfo {
-        added: members(plan.added.clone()),
-        removed: members(plan.removed.clone()),
-        left_out: members(left_out),
-        proposals: record.proposals.clone(),
-        seen_seq: record.head_seq,
-        seen_chain: record.chain,
-        extensions: Vec::new(),
-    }
-}
-
 /// A Commit's messages as they are submitted.
 ///
 /// # Errors
@@ -270,7 +130,12 @@ pub fn message(
     message_id: [u8; 16],
     text: &[u8],
 ) -> Result<Outgoing, CoreError> {
-    if let Some(person) = record.distrusted.first() {
+    if record.leaves {
+        return Err(CoreError::State(record.state_name().to_owned()));
+    }
+    if let Some(person) = record.distrusted.first()
+        && mutants::is_on(Mutant::UnverifiedLeafSilences)
+    {
         return Err(CoreError::Distrusted(format!(
             "the group holds {}",
             person.device_uri()

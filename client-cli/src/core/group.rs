@@ -3,6 +3,7 @@
 use chancery_proto::{
     delivery::v1::{CreateGroupRequest, Replaces, TreeNode},
     group_info::GroupInfo,
+    mutants::{self, Mutant},
     policy::{ExternalJoin, POLICY_EXTENSION, Policy},
     tree::Tree,
 };
@@ -11,6 +12,7 @@ use openmls::prelude::{
     *,
 };
 use prost::Message as _;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     Context, CoreError, guarded,
@@ -65,7 +67,64 @@ pub fn policy_of(context: &Extensions<GroupContext>) -> Result<Policy, CoreError
     let extension = context
         .unknown(POLICY_EXTENSION)
         .ok_or_else(|| CoreError::Malformed("the group has no policy".into()))?;
-    Ok(Policy::decode(&extension.0)?)
+    let policy = Policy::decode(&extension.0)?;
+    policy.authorities()?;
+    Ok(policy)
+}
+
+/// SHA-256 of all extensions of a GroupContext.
+///
+/// # Errors
+/// They cannot be written.
+fn extensions_sha256(context: &Extensions<GroupContext>) -> Result<[u8; 32], CoreError> {
+    let bytes = context.tls_serialize_detached().map_err(mls)?;
+    Ok(Sha256::digest(bytes).into())
+}
+
+/// Notes the group's extensions, which stay as they are for its whole life.
+///
+/// # Errors
+/// There is no policy among them.
+pub fn remember_extensions(record: &mut GroupRecord, group: &MlsGroup) -> Result<(), CoreError> {
+    record.policy = policy_of(group.extensions())?.encode();
+    record.extensions_sha256 = Some(extensions_sha256(group.extensions())?);
+    Ok(())
+}
+
+/// Compares a group's extensions with those that were known, if any were.
+///
+/// # Errors
+/// [`CoreError::OtherPolicy`], with what differs.
+pub fn compare_extensions(record: &GroupRecord, group: &MlsGroup) -> Result<(), CoreError> {
+    let Some(known) = record.extensions_sha256 else {
+        return Ok(());
+    };
+    if mutants::is_on(Mutant::ReturnPolicyUnchecked)
+        || known == extensions_sha256(group.extensions())?
+    {
+        return Ok(());
+    }
+    let (known, claimed) = (
+        Policy::decode(&record.policy)?,
+        policy_of(group.extensions())?,
+    );
+    let mut differs = Vec::new();
+    if known.home_domain != claimed.home_domain {
+        differs.push(format!("home_domain {}", claimed.home_domain));
+    }
+    if known.past_epochs != claimed.past_epochs {
+        differs.push(format!("past_epochs {}", claimed.past_epochs));
+    }
+    if known.external_join != claimed.external_join {
+        differs.push(format!("external_join {:?}", claimed.external_join));
+    }
+    if known.items != claimed.items {
+        differs.push("items of the policy".into());
+    }
+    if differs.is_empty() {
+        differs.push("extensions beside the policy".into());
+    }
+    Err(CoreError::OtherPolicy(differs.join(", ")))
 }
 
 /// What a group is made with, and what stays so.
@@ -114,7 +173,8 @@ pub fn create(
         past_epochs: founding.past_epochs,
         external_join: founding.external_join,
         ..Policy::for_domain(&name.domain)
-    };
+    }
+    .with_authorities(&context.trust.authorities());
     let required = RequiredCapabilitiesExtension::new(
         &[ExtensionType::Unknown(POLICY_EXTENSION)],
         &[],
@@ -146,7 +206,7 @@ pub fn create(
         replaces,
         ..CreateGroupRequest::default()
     };
-    let record = GroupRecord {
+    let mut record = GroupRecord {
         epoch: group.epoch().as_u64(),
         pending: Some(Pending {
             message_id,
@@ -155,6 +215,7 @@ pub fn create(
             intent: Intent::default(),
             added: vec![context.identity.person.clone()],
             removed: Vec::new(),
+            proposals: Vec::new(),
             accepted: None,
         }),
         ..GroupRecord::new(
@@ -164,6 +225,7 @@ pub fn create(
             chancery_proto::chain::start(),
         )
     };
+    remember_extensions(&mut record, &group)?;
     records::put_group(step, &record)?;
     Ok(record)
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use chancery_proto::{
-    certificate::{self, Anchors},
+    certificate::{self, Anchors, DeviceCertificate},
     commit_info::Member,
+    mutants::{self, Mutant},
+    policy::Authorities,
     wire::{Write as _, exact},
 };
 use openmls::prelude::{Ciphersuite, Credential, CredentialType, CredentialWithKey};
@@ -179,11 +181,25 @@ pub fn person_of(credential: &Credential, signature_key: &[u8]) -> Result<Person
             "the leaf's key is not its certificate's".into(),
         ));
     }
-    Ok(Person {
+    Ok(person(device))
+}
+
+/// Who a credential names, without a look at the leaf that it is in: for a message, whose leaf every member checked when it came into the tree.
+///
+/// # Errors
+/// Not of the certificate profile.
+pub fn person_named(credential: &Credential) -> Result<Person, CoreError> {
+    let device = certificate::read_device(&certificate_of(credential)?)
+        .map_err(|error| CoreError::Malformed(error.to_string()))?;
+    Ok(person(device))
+}
+
+fn person(device: DeviceCertificate) -> Person {
+    Person {
         domain: device.domain,
         user: *device.user.as_bytes(),
         device: *device.device.as_bytes(),
-    })
+    }
 }
 
 /// Roots by domain. A device of another domain than its root's is not trusted.
@@ -229,10 +245,47 @@ impl Trust {
         anchors
             .verify_device(&der, at)
             .map_err(|error| CoreError::Distrusted(error.to_string()))?;
-        Ok(Person {
-            domain: read.domain,
-            user: *read.user.as_bytes(),
-            device: *read.device.as_bytes(),
+        Ok(person(read))
+    }
+
+    /// Did the pinned root of its domain sign the certificate, at whatever time? One that has ended still names its device.
+    ///
+    /// # Errors
+    /// [`CoreError::Distrusted`].
+    pub fn vouched(&self, credential: &Credential, now: i64) -> Result<Person, CoreError> {
+        if mutants::is_on(Mutant::EndedCertificateUnverified) {
+            return self.verify(credential, now);
+        }
+        let distrusted =
+            |error: certificate::CertificateError| CoreError::Distrusted(error.to_string());
+        let der = certificate_of(credential)?;
+        let read = certificate::read_device(&der).map_err(distrusted)?;
+        let anchors = self.anchors.get(&read.domain).ok_or_else(|| {
+            CoreError::Distrusted(format!("no root is pinned for {}", read.domain))
+        })?;
+        Ok(person(anchors.vouched(&der).map_err(distrusted)?))
+    }
+
+    /// The keys that sign the devices of each pinned domain, for the policy of a group.
+    pub fn authorities(&self) -> Authorities {
+        let keys = |(domain, anchors): (&String, &Anchors)| {
+            let mut keys = anchors.signing_keys().to_vec();
+            keys.sort();
+            keys.dedup();
+            (domain.clone(), keys)
+        };
+        self.anchors
+            .iter()
+            .map(keys)
+            .filter(|(_, keys)| !keys.is_empty())
+            .collect()
+    }
+
+    /// The intermediates that this device knows of a domain, DER.
+    pub fn intermediates(&self, domain: &str) -> Vec<Vec<u8>> {
+        let anchors = self.anchors.get(domain);
+        anchors.map_or_else(Vec::new, |a| {
+            a.intermediates().map(<[u8]>::to_vec).collect()
         })
     }
 }

@@ -11,7 +11,7 @@ use prost::Message as _;
 use super::{
     Context, CoreError, commit, group,
     identity::{members, person_of},
-    mls,
+    mls, proposals,
     records::{
         self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Operation, Pending, Person,
     },
@@ -24,11 +24,11 @@ fn chain32(bytes: &[u8]) -> Result<[u8; 32], CoreError> {
         .map_err(|_| CoreError::Malformed("a chain value of another length".into()))
 }
 
-/// Leaves that the pinned roots do not vouch for.
+/// Members whose certificate no pinned root ever signed. One that has only ended is none of them: it was valid when its Commit was judged.
 fn distrusted(context: Context<'_>, mls_group: &MlsGroup) -> Result<Vec<Person>, CoreError> {
     mls_group
         .members()
-        .filter(|m| context.trust.verify(&m.credential, context.now).is_err())
+        .filter(|m| context.trust.vouched(&m.credential, context.now).is_err())
         .map(|m| person_of(&m.credential, &m.signature_key))
         .collect()
 }
@@ -125,7 +125,9 @@ pub fn welcome(
         distrusted: distrusted(context, &mls_group)?,
         ..GroupRecord::new(name, GroupState::Active, frame.seq, chain32(&frame.chain)?)
     };
-    let record = carry_over(record, earlier);
+    let mut record = carry_over(record, earlier);
+    group::remember_extensions(&mut record, &mls_group)?;
+    proposals::forget(step, &mut record)?;
     records::put_group(step, &record)?;
     records::put_welcome(step, &record.name, &frame.encode_to_vec())?;
     Ok(record)
@@ -166,6 +168,7 @@ pub fn put_aside(
         epoch_seq: frame.epoch_seq,
         chain,
         sender: None,
+        unverified_sender: None,
         text: None,
         own: false,
         added: Vec::new(),
@@ -235,6 +238,11 @@ pub fn external(
         .map_err(mls)?
         .finalize(provider)
         .map_err(mls)?;
+    let known = records::group(step, name)?;
+    if let Some(known) = &known {
+        group::compare_extensions(known, &mls_group)
+            .map_err(|error| signed_by(error, &mls_group, parsed.signer))?;
+    }
     let tree = group::tree_of(&mls_group.export_ratchet_tree())?.to_update();
     let request = SubmitCommitRequest {
         group: Some(name.to_ref()),
@@ -247,7 +255,8 @@ pub fn external(
         info.head_seq,
         chain32(&info.chain)?,
     );
-    let mut record = records::group(step, name)?.unwrap_or(at_head);
+    let mut record = known.unwrap_or(at_head);
+    group::remember_extensions(&mut record, &mls_group)?;
     if std::mem::take(&mut record.skip_to_head) || record.state == GroupState::Removed {
         record.head_seq = info.head_seq;
         record.chain = chain32(&info.chain)?;
@@ -255,7 +264,7 @@ pub fn external(
     record.state = GroupState::NeedsRejoin("its external Commit is under way".into());
     record.epoch = mls_group.epoch().as_u64();
     record.distrusted = distrusted(context, &mls_group)?;
-    record.proposals.clear();
+    proposals::forget(step, &mut record)?;
     record.leaving.clear();
     record.revoked.clear();
     record.claim = None;
@@ -266,10 +275,22 @@ pub fn external(
         intent: Intent::default(),
         added: vec![own.clone()],
         removed: vec![own],
+        proposals: Vec::new(),
         accepted: None,
     });
     records::put_group(step, &record)?;
     Ok(record)
+}
+
+/// Names who signed a GroupInfo that is of another policy.
+fn signed_by(error: CoreError, mls_group: &MlsGroup, signer: u32) -> CoreError {
+    let CoreError::OtherPolicy(differs) = error else {
+        return error;
+    };
+    let member = mls_group.member_at(LeafNodeIndex::new(signer));
+    let person = member.and_then(|m| person_of(&m.credential, &m.signature_key).ok());
+    let signer = person.map_or_else(|| "nobody known".into(), |p| p.device_uri());
+    CoreError::OtherPolicy(format!("{differs}; signed by {signer}"))
 }
 
 /// The external Commit was accepted at `seq`: this device is a member again, and what came before stays unread.
@@ -279,5 +300,6 @@ pub fn accepted(record: &mut GroupRecord, seq: u64) {
     record.rejoined_seq = seq;
     record.trouble = None;
     record.repair = false;
+    record.leaves = false;
     record.pending = None;
 }

@@ -5,13 +5,14 @@
 //! | [`records`] | what is kept beside openmls' own state, in the same transaction |
 //! | [`identity`] | the device's key and certificate, the pinned roots, who a leaf is |
 //! | [`group`] | configuration, creation, the roster, the tree as nodes |
-//! | [`commit`] | building a Commit with its CommitInfo; an application message |
+//! | [`commit`] | which KeyPackages are added, an application message; `stage` builds the Commit of an intent |
 //! | [`check`] | what a member refuses in a Commit |
 //! | [`apply`] | entries of the log: process, merge, journal |
 //! | [`outbox`] | messages of this device |
 //! | [`pending`] | what is under way, as a machine without IO |
 //! | [`join`] | by Welcome, by external Commit |
 //! | [`left_out`] | devices that got no leaf, until they are in |
+//! | [`proposals`] | what others propose: judged, kept, handed to a Commit |
 //! | [`recovery`] | Commits that cannot be merged, Commits taken back |
 //! | [`removal`] | who is to be removed, and whose signature says so |
 
@@ -24,9 +25,11 @@ pub mod join;
 pub mod left_out;
 pub mod outbox;
 pub mod pending;
+pub mod proposals;
 pub mod records;
 pub mod recovery;
 pub mod removal;
+mod stage;
 
 use crate::store::StoreError;
 
@@ -51,6 +54,9 @@ pub enum CoreError {
     /// A leaf that this device does not trust.
     #[error("not trusted: {0}")]
     Distrusted(String),
+    /// A GroupInfo says another policy than the group has, and no Commit may change that. With what differs.
+    #[error("the GroupInfo is not of this group's policy: {0}")]
+    OtherPolicy(String),
     /// No KeyPackage of those that were asked for can be used.
     #[error("{0}")]
     Unusable(String),

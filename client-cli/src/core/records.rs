@@ -206,6 +206,8 @@ pub struct Pending {
     pub added: Vec<Person>,
     /// What it really removes.
     pub removed: Vec<Person>,
+    /// Seqs of the proposals that it takes in by reference.
+    pub proposals: Vec<u64>,
     /// Set once the server said so.
     pub accepted: Option<Accepted>,
 }
@@ -274,11 +276,13 @@ pub struct GroupRecord {
     pub rejoined_seq: u64,
     /// Proposals of this epoch that a Commit of this device takes in.
     pub proposals: Vec<u64>,
-    /// Members that asked to be removed: the next Commit of this device removes them.
+    /// Members that asked to be removed: the next Commit of this device removes them, and nothing is said before.
     pub leaving: Vec<Person>,
+    /// This device asked to be removed: it says nothing more.
+    pub leaves: bool,
     /// Members whose revocation the Authentication Service signed: the next Commit of this device removes them, and nothing is said before.
     pub revoked: Vec<Person>,
-    /// Leaves that do not verify against the pinned roots: nothing is sent to a group that holds one.
+    /// Members whose certificate no pinned root ever signed: what they say is attributed to nobody.
     pub distrusted: Vec<Person>,
     /// The last entry that the server acknowledged to this device, with the chain after it: the log must come to hold it.
     pub promised: Option<(u64, Vec<u8>)>,
@@ -298,6 +302,10 @@ pub struct GroupRecord {
     pub copies: u32,
     /// What lies before the next external Commit cannot be read any more.
     pub skip_to_head: bool,
+    /// Data of the policy extension, which no Commit may change.
+    pub policy: Vec<u8>,
+    /// SHA-256 of all extensions of the GroupContext, which no Commit may change; `None` where they are not known yet.
+    pub extensions_sha256: Option<[u8; 32]>,
     /// At most one.
     pub pending: Option<Pending>,
     /// KeyPackages that were asked for and not yet used.
@@ -318,6 +326,7 @@ impl GroupRecord {
             rejoined_seq: 0,
             proposals: Vec::new(),
             leaving: Vec::new(),
+            leaves: false,
             revoked: Vec::new(),
             distrusted: Vec::new(),
             promised: None,
@@ -329,8 +338,23 @@ impl GroupRecord {
             resend: Vec::new(),
             copies: 0,
             skip_to_head: false,
+            policy: Vec::new(),
+            extensions_sha256: None,
             pending: None,
             claim: None,
+        }
+    }
+
+    /// Whether the next Commit of this device removes this member.
+    pub fn is_to_go(&self, person: &Person) -> bool {
+        self.leaving.contains(person) || self.revoked.contains(person)
+    }
+
+    /// The state as in answers: `leaving` for a member that asked to be removed.
+    pub fn state_name(&self) -> &'static str {
+        match self.state {
+            GroupState::Active if self.leaves => "leaving",
+            _ => self.state.name(),
         }
     }
 
@@ -368,8 +392,10 @@ pub struct JournalEntry {
     pub epoch_seq: u64,
     /// The chain after it.
     pub chain: [u8; 32],
-    /// Who sent it, from the leaf's certificate.
+    /// Who sent it, from the certificate that came with it.
     pub sender: Option<Person>,
+    /// Who its certificate says that the sender is, where no pinned root signed that certificate; `sender` is empty then.
+    pub unverified_sender: Option<Person>,
     /// Of an application message.
     pub text: Option<Vec<u8>>,
     /// By this device.

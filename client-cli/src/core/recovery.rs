@@ -25,6 +25,17 @@ const MERGED: usize = 256;
 /// Label of the exporter (RFC 9420 section 8.5).
 const EXPORTER: &str = "chancery epoch report";
 
+/// How the note of an entry begins that was taken back.
+const TAKEN_BACK: &str = "taken back by seq ";
+
+/// Whether an entry was taken back by a later one.
+pub fn is_taken_back(entry: &JournalEntry) -> bool {
+    entry
+        .note
+        .as_ref()
+        .is_some_and(|note| note.starts_with(TAKEN_BACK))
+}
+
 /// Why a Commit cannot be merged, as it is reported.
 fn reason(error: &CoreError) -> FailureReason {
     match error {
@@ -81,7 +92,7 @@ pub fn merged(
         removed,
         seq: written.seq,
         sha256: Sha256::digest(payload).into(),
-        committer: written.sender.clone(),
+        committer: written.sender.clone().or(written.unverified_sender.clone()),
         added: written.added.clone(),
     });
     let over = record.merged.len().saturating_sub(MERGED);
@@ -298,7 +309,7 @@ fn mark_voided(
             if !built_on || entry.kind > EntryKind::Application as u32 {
                 continue;
             }
-            entry.note = Some(format!("taken back by seq {by_seq}"));
+            entry.note = Some(format!("{TAKEN_BACK}{by_seq}"));
             let own = entry.sender.as_ref() == Some(&context.identity.person);
             if let Some(text) = entry.text.as_ref().filter(|_| own) {
                 record.resend.push(text.clone());

@@ -3,6 +3,7 @@
 use chancery_proto::{
     auth::v1::{DeviceStatus, SignedStatus, StatusChange, device_status, signed_status},
     delivery::v1::LeaveRequestPayload,
+    mutants::{self, Mutant},
     signed,
 };
 use openmls::prelude::MlsGroup;
@@ -12,13 +13,16 @@ use super::{
     Context, CoreError,
     identity::person_of,
     mls,
-    records::{GroupRecord, Person},
+    records::{self, GroupRecord, JournalEntry, Person},
+    recovery,
 };
 use crate::store::Step;
 
 const META: &str = "meta";
 const REMOVALS: &[u8] = b"removals";
 const HOUR: i64 = 3_600;
+/// Entries of the journal that are looked through at once.
+const PAGE: usize = 200;
 
 fn malformed(why: &str) -> CoreError {
     CoreError::Malformed(why.to_owned())
@@ -32,14 +36,39 @@ fn member(mls_group: &MlsGroup, which: impl Fn(&Person) -> bool) -> Option<(Pers
     })
 }
 
-/// A member asks to be removed: its own leaf's signature says so.
+/// The Commit that began a member's membership, as far as this device has read; `None` where it lies before.
+fn membership_began(
+    step: &Step<'_>,
+    record: &GroupRecord,
+    person: &Person,
+) -> Result<Option<u64>, CoreError> {
+    let (mut after, mut began) = (0, None);
+    loop {
+        let entries = records::entries(step, &record.name, after, PAGE)?;
+        let Some(last) = entries.last() else {
+            return Ok(began);
+        };
+        after = last.seq;
+        let begins = |e: &&JournalEntry| e.added.contains(person) && !recovery::is_taken_back(e);
+        began = entries
+            .iter()
+            .filter(begins)
+            .map(|e| e.seq)
+            .last()
+            .or(began);
+    }
+}
+
+/// A member asks to be removed: its own leaf's signature says so, and for this membership. `at` is the time that the request is judged at, Unix seconds.
 ///
 /// # Errors
-/// Nobody in the group, or another signature.
+/// Nobody in the group, another signature, a request of an earlier membership or one that has ended; the store.
 pub fn leaves(
+    step: &Step<'_>,
     record: &GroupRecord,
     mls_group: &MlsGroup,
     evidence: &[u8],
+    at: i64,
 ) -> Result<Person, CoreError> {
     let request = LeaveRequestPayload::decode(evidence).map_err(mls)?;
     let device = request.device.unwrap_or_default();
@@ -55,6 +84,16 @@ pub fn leaves(
     );
     if !signed::verify(&key, signed::LEAVE, &content, &request.signature) {
         return Err(malformed("a leave request without its device's signature"));
+    }
+    if mutants::is_on(Mutant::OldLeaveHonoured) {
+        return Ok(person);
+    }
+    if request.expires_at < at {
+        return Err(malformed("a leave request that has ended"));
+    }
+    // A device that came back while this one read nothing may name a later Commit than is known here: it signed for that itself.
+    if membership_began(step, record, &person)?.is_some_and(|began| request.joined_seq < began) {
+        return Err(malformed("a leave request of an earlier membership"));
     }
     Ok(person)
 }

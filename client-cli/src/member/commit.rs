@@ -18,6 +18,7 @@ use crate::{
         guarded, join,
         left_out::{self, LeftOut},
         pending::{self, CommitStep, Told},
+        proposals,
         records::{self, Accepted, GroupName, GroupState, Intent, Operation, Pending, Person},
     },
     failure::Failure,
@@ -203,6 +204,12 @@ impl Member {
                 Ok(client.leave_group(request).await?.into_inner())
             })
             .await?;
+        self.step(|step, _| {
+            records::change(step, name, |record| {
+                // Its membership may have ended before the answer came.
+                record.leaves = record.state == GroupState::Active;
+            })
+        })?;
         Ok(answer.value.seq)
     }
 
@@ -291,10 +298,14 @@ impl Member {
                 .await?
                 .value;
             let tree = self.tree(name, info.epoch_seq).await?;
-            self.step(|step, context| {
+            let made = self.step(|step, context| {
                 guarded(|| join::external(step, context, name, &info, tree, self.new_id()))
                     .map(|_| ())
-            })?;
+            });
+            if let Err(Failure::Core(CoreError::OtherPolicy(differs))) = &made {
+                self.waits_for_its_policy(name, differs)?;
+            }
+            made?;
             fault::point("before-send");
         }
     }
@@ -328,6 +339,17 @@ impl Member {
     /// Uses the Welcomes into a group; whether this device is in by one of them.
     async fn joins(&self, name: &GroupName) -> Result<bool, Failure> {
         Ok(!self.join_waiting(name).await?.joined.is_empty())
+    }
+
+    /// The GroupInfo was not used: whoever waits for a return is told why.
+    fn waits_for_its_policy(&self, name: &GroupName, differs: &str) -> Result<(), Failure> {
+        self.step(|step, _| {
+            records::change(step, name, |record| {
+                if let GroupState::NeedsRejoin(why) = &mut record.state {
+                    *why = format!("ALARM: a GroupInfo of another policy was not used: {differs}");
+                }
+            })
+        })
     }
 
     /// The same on a person's word: other copies of this profile that were seen before are forgiven.
@@ -455,10 +477,11 @@ impl Member {
             }
             (CommitStep::Drop, Err(failure)) => {
                 self.drop_pending(name, &pending)?;
-                if told != Told::Passed {
+                if told == Told::Passed {
+                    tally.lost_race(&failure);
+                } else if !self.refuses_proposals_of(name, &pending, &failure)? {
                     return Err(failure);
                 }
-                tally.lost_race(&failure);
                 return settled(None);
             }
         };
@@ -554,6 +577,25 @@ impl Member {
     async fn give_way(&self, name: &GroupName, pending: &Pending) -> Result<(), Failure> {
         self.read_up(name).await?;
         self.drop_pending(name, pending)
+    }
+
+    /// What others proposed may be why the server refused a Commit, and the server cannot say so: it is built again without. False where it took in nothing.
+    fn refuses_proposals_of(
+        &self,
+        name: &GroupName,
+        pending: &Pending,
+        failure: &Failure,
+    ) -> Result<bool, Failure> {
+        if pending.proposals.is_empty() || mutants::is_on(Mutant::RefusedProposalsKept) {
+            return Ok(false);
+        }
+        let why = format!("the server refused a Commit with it: {failure}");
+        self.step(|step, _| {
+            let mut record = records::known(step, name)?;
+            proposals::refuse(step, &mut record, &pending.proposals, &why)?;
+            Ok(records::put_group(step, &record)?)
+        })?;
+        Ok(true)
     }
 
     fn drop_pending(&self, name: &GroupName, pending: &Pending) -> Result<(), Failure> {

@@ -324,7 +324,8 @@ impl Member {
             let mls_group = group::load(step, name)?;
             for removal in &removals {
                 if removal.leaving {
-                    match removal::leaves(&record, &mls_group, &removal.evidence) {
+                    let (evidence, now) = (&removal.evidence, context.now);
+                    match removal::leaves(step, &record, &mls_group, evidence, now) {
                         Ok(person) if !record.leaving.contains(&person) => {
                             record.leaving.push(person);
                         }
@@ -339,7 +340,8 @@ impl Member {
                 }
             }
             group::keep(step, mls_group);
-            let some = !record.revoked.is_empty();
+            let own = &context.identity.person;
+            let some = !record.revoked.is_empty() || record.leaving.iter().any(|p| p != own);
             records::put_group(step, &record)?;
             Ok(some)
         })

@@ -3,6 +3,7 @@
 use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{Outcome, SendMessageRequest},
+    mutants::{self, Mutant},
 };
 use prost::Message as _;
 
@@ -126,10 +127,11 @@ impl Member {
         }
     }
 
-    /// Who has seen a proposal commits before speaking (RFC 9420 section 12.4); and who knows of a revoked member removes it first.
+    /// Who has seen a proposal commits before speaking (RFC 9420 section 12.4); and who knows of a member that is revoked or leaving removes it first.
     async fn commit_first(&self, name: &GroupName) -> Result<(), Failure> {
         let record = self.record(name)?;
-        if record.proposals.is_empty() && record.revoked.is_empty() {
+        let leaving = !record.leaving.is_empty() && !mutants::is_on(Mutant::LeavingStays);
+        if record.proposals.is_empty() && record.revoked.is_empty() && !leaving {
             return Ok(());
         }
         match self.commit_proposals(name).await {

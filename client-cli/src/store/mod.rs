@@ -27,7 +27,7 @@ use rows::{Rows, Traffic};
 use seal::Sealer;
 
 /// The format that this program writes. Format 2, without pieces, is taken over; another one is refused. Format 1 was never released.
-pub const FORMAT: i32 = 3;
+pub const FORMAT: i32 = 4;
 
 /// How long a command waits for another one's step.
 const WAIT: Duration = Duration::from_secs(30);

@@ -6,6 +6,8 @@
     reason = "each test file uses a part"
 )]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use chancery_proto::{
     auth::v1::{DeviceStatus, SignedStatus, StatusChange, device_status, signed_status},
     certificate::{Anchors, DEVICE_EKU, STATUS_EKU, device_uri, user_uri},
@@ -13,6 +15,8 @@ use chancery_proto::{
     common::v1::DeviceRef,
     delivery::v1::{Entry, EntryKind, SendMessageRequest, SubmitCommitRequest, Welcome as Frame},
     key_package::KeyPackage as KeyPackageBytes,
+    mutants::{self, Mutant},
+    policy::{POLICY_EXTENSION, Policy},
     signed,
     welcome::Welcome as WelcomeBytes,
 };
@@ -20,7 +24,8 @@ use client_cli::{
     core::{
         Context, CoreError,
         apply::{self, Page, Received},
-        commit, group,
+        commit::{self, Plan},
+        group,
         identity::{Identity, Trust},
         join,
         records::{self, GroupName, GroupRecord, GroupState, Intent, Person},
@@ -113,10 +118,18 @@ impl Authority {
 
     /// A device that is vouched for.
     pub fn identity(&self) -> Identity {
+        self.identity_until(None)
+    }
+
+    /// A device whose certificate ends so many seconds from now.
+    pub fn identity_until(&self, seconds: Option<i64>) -> Identity {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let (user, device) = (Uuid::new_v4(), Uuid::new_v4());
         let uri = |text: String| SanType::URI(text.try_into().unwrap());
         let mut params = CertificateParams::default();
+        if let Some(seconds) = seconds {
+            params.not_after = time::OffsetDateTime::from_unix_timestamp(now() + seconds).unwrap();
+        }
         params.subject_alt_names =
             vec![uri(user_uri(DOMAIN, user)), uri(device_uri(DOMAIN, device))];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(DEVICE_EKU.to_vec())];
@@ -134,11 +147,16 @@ impl Authority {
     }
 
     pub fn member(&self) -> Member {
+        self.member_as(self.identity())
+    }
+
+    pub fn member_as(&self, identity: Identity) -> Member {
         let folder = tempfile::tempdir().unwrap();
         Member {
             store: Store::open(folder.path()).unwrap(),
-            identity: self.identity(),
+            identity,
             trust: self.trust.clone(),
+            ahead_seconds: 0,
             keeper: Some(folder),
         }
     }
@@ -148,6 +166,8 @@ pub struct Member {
     pub store: Store,
     pub identity: Identity,
     pub trust: Trust,
+    /// Its clock is ahead by so much.
+    pub ahead_seconds: i64,
     /// Of its folder, which ends with it.
     pub keeper: Option<tempfile::TempDir>,
 }
@@ -164,7 +184,7 @@ impl Member {
         let context = Context {
             identity: &self.identity,
             trust: &self.trust,
-            now: now(),
+            now: now() + self.ahead_seconds,
             removals_per_hour: 10,
             left_out_wait_seconds: 0,
         };
@@ -331,7 +351,14 @@ pub fn stage(by: &mut Member, name: &GroupName, intent: &Intent) {
 /// Two members in one group.
 pub fn pair(authority: &Authority) -> (Member, Member, Log) {
     let (mut a, mut b) = (authority.member(), authority.member());
-    let mut log = Log {
+    let mut log = create(&mut a, group::Founding::default());
+    log.add(&mut a, &mut b);
+    (a, b, log)
+}
+
+/// A group of one member. Its policy lists the authorities that the member has pinned.
+pub fn create(a: &mut Member, founding: group::Founding) -> Log {
+    let log = Log {
         name: GroupName {
             domain: DOMAIN.into(),
             id: Uuid::new_v4().as_bytes().repeat(2),
@@ -340,19 +367,57 @@ pub fn pair(authority: &Authority) -> (Member, Member, Log) {
     };
     let name = log.name.clone();
     a.step(|step, context| {
-        let mut record = group::create(
-            step,
-            context,
-            &name,
-            group::Founding::default(),
-            [1; 16],
-            None,
-        )?;
+        let mut record = group::create(step, context, &name, founding, [1; 16], None)?;
         record.state = GroupState::Active;
         record.pending = None;
         Ok(records::put_group(step, &record)?)
     })
     .unwrap();
-    log.add(&mut a, &mut b);
-    (a, b, log)
+    log
+}
+
+/// The scenario holds, and does not hold with the repair undone.
+pub fn holds_only_with(mutant: Mutant, scenario: impl Fn()) {
+    scenario();
+    mutants::set(Some(mutant));
+    let without = catch_unwind(AssertUnwindSafe(&scenario));
+    mutants::set(None);
+    assert!(without.is_err(), "nothing is noticed without {mutant:?}");
+}
+
+/// The extensions of a group with another window.
+pub fn other_window(by: &mut Member, log: &Log) -> Extensions<GroupContext> {
+    by.step(|step, _| {
+        let mls_group = group::load(step, &log.name)?;
+        let policy = group::policy_of(mls_group.extensions())?;
+        let policy = Policy {
+            past_epochs: 9,
+            ..policy
+        };
+        let required = mls_group
+            .extensions()
+            .required_capabilities()
+            .unwrap()
+            .clone();
+        group::keep(step, mls_group);
+        Ok(Extensions::from_vec(vec![
+            Extension::RequiredCapabilities(required),
+            Extension::Unknown(POLICY_EXTENSION, UnknownExtension(policy.encode())),
+        ])
+        .unwrap())
+    })
+    .unwrap()
+}
+
+pub fn try_stage(by: &mut Member, log: &Log, intent: &Intent) -> Result<Plan, CoreError> {
+    by.step(|step, context| {
+        let mut record = commit::active(step, &log.name)?;
+        commit::stage(
+            step,
+            context,
+            &mut record,
+            intent,
+            *Uuid::new_v4().as_bytes(),
+        )
+    })
 }

@@ -82,7 +82,9 @@ impl Group {
     fn check_removals_done(&self, commit: &Commit) -> Result<(), Rejection> {
         let leaving = commit.leaving_members.iter();
         let left = leaving
-            .filter(|leaving| **leaving != commit.device && !mutants::is_on(Mutant::LeavingStays))
+            .filter(|leaving| {
+                **leaving != commit.device && !mutants::is_on(Mutant::LeavingStaysAtServer)
+            })
             .chain(&commit.revoked_members)
             .filter(|pending| commit.removed.iter().all(|r| r.key != **pending))
             .count();

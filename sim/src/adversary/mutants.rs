@@ -43,7 +43,7 @@ pub const HUNTS: &[Hunt] = &[
         true,
     ),
     hunt(Mutant::AddedLeafUncompared, "leaf: a self-made", 6, false),
-    hunt(Mutant::LeavingStays, "leave:", 12, false),
+    hunt(Mutant::LeavingStaysAtServer, "leave:", 12, false),
 ];
 
 /// The seed by which a mutant was found, if it was.
