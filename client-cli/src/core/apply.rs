@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Context, CoreError, check, group, guarded,
     identity::person_of,
-    mls, outbox,
+    leaves, mls, outbox,
     pending::{self, EntryStep},
     records::{
         self, Accepted, GroupName, GroupRecord, GroupState, JournalEntry, Operation, Person,
@@ -483,6 +483,8 @@ fn process(
         ProcessedMessageContent::StagedCommitMessage(staged) => {
             let at = one.entry.accepted_at_micros / 1_000_000;
             let change = check::commit(context, mls_group, &staged, &sender, &data, at)?;
+            leaves::check_brought(mls_group, &staged)?;
+            let unusable = leaves::unusable_parents(mls_group)?;
             same_log(step, record, &change)?;
             let removed = recovery::leaves_of(mls_group, &change.removed)?;
             if matches!(sender, Sender::NewMemberCommit) {
@@ -491,6 +493,7 @@ fn process(
             mls_group
                 .merge_staged_commit(step.provider(), *staged)
                 .map_err(mls)?;
+            leaves::check_parents(mls_group, &unusable)?;
             gone(record, &change.removed);
             record.distrusted.extend(change.distrusted);
             (written.added, written.removed) = (change.added, change.removed);

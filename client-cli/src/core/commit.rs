@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use chancery_proto::{
     commit_info::{CommitInfo, MessageData},
     delivery::v1::{CommitBundle, SendMessageRequest, SubmitCommitRequest},
-    policy::POLICY_EXTENSION,
+    key_package,
+    mutants::{self, Mutant},
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
@@ -13,7 +14,7 @@ use prost::Message as _;
 use super::{
     Context, CoreError, group, guarded,
     identity::{members, person_of},
-    mls,
+    leaves, mls,
     outbox::{self, Outgoing},
     records::{self, GroupName, GroupRecord, GroupState, Intent, Operation, Pending, Person},
 };
@@ -28,6 +29,8 @@ pub struct Plan {
     pub removed: Vec<Person>,
     /// Devices whose KeyPackage cannot be used, with the reason.
     pub unusable: Vec<(Option<Person>, String)>,
+    /// Devices that lose their leaf because nobody can encrypt to it, with the reason; they are among `removed` too.
+    pub unreachable: Vec<(Person, String)>,
 }
 
 /// The record of a group that this device may act in.
@@ -42,50 +45,37 @@ pub fn active(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreErro
     Ok(record)
 }
 
-/// A KeyPackage that this device is willing to add: it validates, its leaf says who it is, its certificate is trusted, and it can read the policy.
+/// A KeyPackage that this device is willing to add: it keeps the rules, validates, says who it is, and its certificate is
+/// trusted. What is not usable is named as far as it can be read.
 fn usable(
     step: &Step<'_>,
     context: Context<'_>,
     suite: Ciphersuite,
     bytes: &[u8],
 ) -> Result<(Person, KeyPackage), (Option<Person>, String)> {
-    let nobody = |error: &dyn std::fmt::Display| (None, error.to_string());
+    let named = key_package::KeyPackage::parse(bytes, bytes.len())
+        .ok()
+        .and_then(|package| leaves::claims_to_be(&package.leaf));
+    let unusable = |why: String| (named.clone(), why);
+    if !mutants::is_on(Mutant::ClaimedKeyPackagesUnchecked) {
+        leaves::check_key_package(bytes).map_err(unusable)?;
+    }
     let body = MlsMessageIn::tls_deserialize_exact(bytes)
-        .map_err(|error| nobody(&error))?
+        .map_err(|error| unusable(error.to_string()))?
         .extract();
     let MlsMessageBodyIn::KeyPackage(package) = body else {
-        return Err(nobody(&"not a KeyPackage"));
+        return Err(unusable("not a KeyPackage".into()));
     };
     let package = package
         .validate(step.provider().crypto(), ProtocolVersion::Mls10)
-        .map_err(|error| nobody(&error))?;
+        .map_err(|error| unusable(error.to_string()))?;
     let leaf = package.leaf_node();
     let person = person_of(leaf.credential(), leaf.signature_key().as_slice())
-        .map_err(|error| nobody(&error))?;
-    let unusable = |why: String| (Some(person.clone()), why);
+        .map_err(|error| unusable(error.to_string()))?;
     context
         .trust
         .verify(leaf.credential(), context.now)
         .map_err(|error| unusable(error.to_string()))?;
-    let capabilities = leaf.capabilities();
-    if !capabilities
-        .extensions()
-        .contains(&ExtensionType::Unknown(POLICY_EXTENSION))
-        || !capabilities.credentials().contains(&CredentialType::X509)
-    {
-        return Err(unusable("its leaf lacks a required capability".into()));
-    }
-    // openmls reads a GREASE value in capabilities as another type than on an extension, and then refuses the whole Commit: found here, it costs only
-    // this device.
-    let unreadable = |e: &Extension| {
-        matches!(e, Extension::Unknown(..))
-            && !capabilities.extensions().contains(&e.extension_type())
-    };
-    if leaf.extensions().iter().any(unreadable) {
-        return Err(unusable(
-            "its leaf carries an extension that openmls does not take, such as GREASE".into(),
-        ));
-    }
     if package.ciphersuite() != suite {
         return Err(unusable("its KeyPackage is of another suite".into()));
     }
@@ -145,6 +135,7 @@ pub fn stage(
         }
     }
     let own = mls_group.own_leaf_index();
+    let unreachable = leaves::unreachable(&mls_group)?;
     let leaves: Vec<_> = roster
         .iter()
         .filter(|(index, person)| {
@@ -152,9 +143,17 @@ pub fn stage(
                 && !by_reference.removed.contains(person)
                 && (intent.remove.contains(person)
                     || record.leaving.contains(person)
-                    || record.revoked.contains(person))
+                    || record.revoked.contains(person)
+                    || unreachable.iter().any(|(at, _)| at == index))
         })
         .collect();
+    let why = |at: &LeafNodeIndex| unreachable.iter().find(|(index, _)| index == at);
+    let cut_off = leaves.iter().filter_map(|(index, person)| {
+        let (_, fault) = why(index)?;
+        let why = format!("removed, since nobody can encrypt to its leaf: the key {fault}");
+        Some((person.clone(), why))
+    });
+    plan.unreachable = cut_off.collect();
     let removed = leaves.iter().map(|(_, person)| person.clone());
     plan.removed.extend(removed);
     let proposed = mls_group.pending_proposals().next().is_some();

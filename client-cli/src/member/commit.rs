@@ -351,9 +351,12 @@ impl Member {
                 }
                 commit::stage(step, context, &mut record, &intent, self.new_id())
             })?;
+            let unreachable = plan.unreachable.into_iter();
+            let unreachable = unreachable.map(|(person, why)| (Some(person), why));
             unusable = plan
                 .unusable
                 .into_iter()
+                .chain(unreachable)
                 .map(|(person, why)| (person.map_or_else(String::new, |p| p.device_uri()), why))
                 .collect();
             fault::point("before-send");

@@ -13,7 +13,7 @@ use chancery_proto::{
 use openmls::prelude::RatchetTreeIn;
 use sha2::{Digest as _, Sha256};
 
-use super::{Member, enroll::KEY_PACKAGES};
+use super::Member;
 use crate::{
     core::{
         CoreError,
@@ -94,13 +94,7 @@ impl Member {
         if only.is_none() {
             self.replace_on().await?;
         }
-        let stock = self.key_package_stock().await?;
-        let suite = u32::from(u16::from(group::SUITES[0]));
-        let own = stock.iter().find(|s| s.suite == suite);
-        if own.is_none_or(|s| s.one_time < KEY_PACKAGES / 2 || !s.last_resort) {
-            self.fill_key_packages(group::SUITES[0], KEY_PACKAGES)
-                .await?;
-        }
+        self.refill_key_packages().await?;
         Ok(synced)
     }
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use chancery_proto::{
-    common::v1::Reason, delivery::v1::CommitBundle, leaf::LeafNode, policy::POLICY_EXTENSION,
+    common::v1::Reason,
+    delivery::v1::CommitBundle,
+    leaf::{LeafFault, LeafNode, check_grease},
+    policy::POLICY_EXTENSION,
     signed,
 };
 use service_kit::db::{DbError, GenericClient};
@@ -36,10 +39,10 @@ pub(super) async fn check_external_leaf(
     leaf: &LeafNode,
 ) -> Result<(), Error> {
     if !leaf.capabilities.extensions.contains(&POLICY_EXTENSION) {
-        return Err(Error::refused(
-            Reason::CredentialInvalid,
-            "the leaf does not advertise the policy extension 0xF1C0",
-        ));
+        return Err(LeafFault::PolicyNotListed.into());
+    }
+    if node.config.refuse_grease_extensions {
+        check_grease(leaf)?;
     }
     let client = node.db.client().await?;
     let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
