@@ -26,7 +26,8 @@ pub use claim::{PreparedClaim, claim, prepare_claim};
 /// Checks and stores KeyPackages of the caller: all or nothing.
 ///
 /// # Errors
-/// Malformed, `CREDENTIAL_INVALID` with the broken rule's name, `UNKNOWN_VALUE` for a suite that is not allowed, `LIMIT_EXCEEDED`, `PROOF_INVALID` for a bad replace signature.
+/// Malformed, `CREDENTIAL_INVALID` with the broken rule's name, `UNKNOWN_VALUE` for a suite that is not allowed,
+/// `LIMIT_EXCEEDED`, `PROOF_INVALID` for a bad replace signature.
 pub async fn publish(
     node: &Node,
     caller: &Caller,
@@ -164,8 +165,8 @@ fn check(
     Ok((stored, package.leaf.signature_key))
 }
 
-/// The suites whose stock is replaced. Replacing takes the word of a key of the device: a stolen token must not empty the
-/// stock. And it leaves no suite without: each one comes with at least one KeyPackage of it.
+/// The suites whose stock is replaced. Replacing takes the word of a key of the device: a stolen token must not empty
+/// the stock. And it leaves no suite without: each one comes with at least one KeyPackage of it.
 fn check_replace(
     node: &Node,
     request: &PublishKeyPackagesRequest,

@@ -1,4 +1,4 @@
-//! KeyPackages that break a rule of RFC 9420 or of the contract are refused when they are published, by the rule's name.
+//! KeyPackages that break a rule of RFC 9420 or of the contract are refused at publish, by the rule's name.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod support;

@@ -40,8 +40,8 @@ async fn a_last_resort_serves_again_and_again() {
     all_as_expected("last resort").await;
 }
 
-/// openmls 0.9.2 reads no tree that holds a leaf with a GREASE extension (pinned in `client-cli/tests/leaves.rs`), so the
-/// service lets none in; in capabilities alone such values pass (`./dev conformance`).
+/// openmls 0.9.2 reads no tree that holds a leaf with a GREASE extension (pinned in `client-cli/tests/leaves.rs`), so
+/// the service lets none in; in capabilities alone such values pass (`./dev conformance`).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaf_with_a_grease_extension_is_refused_when_it_is_published() {
     if let Some(why) = node_process::missing() {

@@ -279,6 +279,39 @@ mod tests {
         }
     }
 
+    /// A switch that undid nothing would make whoever relies on it believe that it was found.
+    #[cfg(feature = "mutants")]
+    #[test]
+    fn each_switch_undoes_its_rule() {
+        let cases: [(Mutant, Spoil); 5] = [
+            (Mutant::HpkeKeyFormUnchecked, |p| p.init_key.truncate(5)),
+            (Mutant::HpkeKeyFormUnchecked, |p| {
+                p.leaf.encryption_key = vec![0; 32];
+            }),
+            (Mutant::LeafRulesUnchecked, |p| {
+                p.leaf.capabilities.proposals.push(1);
+            }),
+            (Mutant::LeafRulesUnchecked, |p| {
+                p.leaf.capabilities = Capabilities {
+                    extensions: vec![LAST_RESORT],
+                    ..Capabilities::default()
+                };
+            }),
+            (Mutant::KeyPackageRulesUnchecked, |p| {
+                p.extensions[0].1 = vec![1];
+            }),
+        ];
+        for (mutant, spoil) in cases {
+            let mut package = good();
+            spoil(&mut package);
+            assert!(package.check().is_err(), "{mutant:?}");
+            mutants::set(Some(mutant));
+            let undone = package.check();
+            mutants::set(None);
+            assert_eq!(undone, Ok(()), "{mutant:?}");
+        }
+    }
+
     #[test]
     fn grease_is_refused_on_the_key_package_and_on_its_leaf() {
         let fault = Err(KeyPackageFault::Leaf(LeafFault::Grease(0x0a0a)));

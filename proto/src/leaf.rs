@@ -1,4 +1,5 @@
-//! LeafNode (RFC 9420 section 7.2), its credential and capabilities, read without keys; [`check_leaf`] holds what one must be.
+//! LeafNode (RFC 9420 section 7.2), its credential and capabilities, read without keys; [`check_leaf`] holds what one
+//! must be.
 
 mod rules;
 

@@ -28,6 +28,8 @@ pub enum Mutant {
     UnreachableLeavesStay,
     /// The client does not look at the KeyPackages that it claimed, so that one bad one fails its whole batch.
     ClaimedKeyPackagesUnchecked,
+    /// A last resort that was given out is not renewed by its owner.
+    UsedLastResortStays,
 }
 
 impl Mutant {
@@ -44,6 +46,7 @@ impl Mutant {
         Self::CommitParentsUnchecked,
         Self::UnreachableLeavesStay,
         Self::ClaimedKeyPackagesUnchecked,
+        Self::UsedLastResortStays,
     ];
 }
 

@@ -23,8 +23,9 @@ use crate::{
     member::{
         Member,
         directory::{self, Name},
-        enroll::{Enrolment, enroll, needs_last_resort},
+        enroll::{Enrolment, enroll},
         listen::Event,
+        stock,
     },
     profile::{PinnedRoot, Profile},
     progress::Stderr,
@@ -76,7 +77,7 @@ async fn answer(member: &Member, command: Command) -> Result<Value, Failure> {
             let stock = member.key_package_stock().await?;
             let code = u32::from(u16::from(suite));
             let own = stock.iter().find(|s| s.suite == code);
-            let last_resort = needs_last_resort(own);
+            let last_resort = stock::needs_last_resort(own);
             output::stock(
                 &member
                     .publish_key_packages(suite, count, last_resort)

@@ -45,8 +45,8 @@ pub fn active(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreErro
     Ok(record)
 }
 
-/// A KeyPackage that this device is willing to add: it keeps the rules, validates, says who it is, and its certificate is
-/// trusted. What is not usable is named as far as it can be read.
+/// A KeyPackage that this device is willing to add: it keeps the rules, validates, says who it is, and its certificate
+/// is trusted. What is not usable is named as far as it can be read.
 fn usable(
     step: &Step<'_>,
     context: Context<'_>,

@@ -58,17 +58,25 @@ pub fn check_brought(group: &MlsGroup, staged: &StagedCommit) -> Result<(), Core
     }
     let suite = suite_of(group.ciphersuite())?;
     for queued in staged.queued_proposals() {
-        match queued.proposal() {
-            Proposal::Add(add) => {
-                check_leaf(add.key_package().leaf_node(), suite, SourceKind::KeyPackage)?;
-            }
-            Proposal::Update(update) => check_leaf(update.leaf_node(), suite, SourceKind::Update)?,
-            _ => {}
-        }
+        check_proposal(queued.proposal(), suite)?;
     }
     match staged.update_path_leaf_node() {
         Some(leaf) => check_leaf(leaf, suite, SourceKind::Commit),
         None => Ok(()),
+    }
+}
+
+/// Checks the leaf that a proposal brings to a group of this suite, if it brings one.
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn check_proposal(proposal: &Proposal, suite: Suite) -> Result<(), CoreError> {
+    match proposal {
+        Proposal::Add(add) => {
+            check_leaf(add.key_package().leaf_node(), suite, SourceKind::KeyPackage)
+        }
+        Proposal::Update(update) => check_leaf(update.leaf_node(), suite, SourceKind::Update),
+        _ => Ok(()),
     }
 }
 
@@ -95,8 +103,8 @@ pub fn unusable_parents(group: &MlsGroup) -> Result<UnusableParents, CoreError> 
     Ok(unusable)
 }
 
-/// Checks, after a Commit was merged, that it put no parent node into the tree that nobody can encrypt to. openmls shows
-/// the nodes of a path only then; whoever refuses undoes the merge.
+/// Checks, after a Commit was merged, that it put no parent node into the tree that nobody can encrypt to. openmls
+/// shows the nodes of a path only then; whoever refuses undoes the merge.
 ///
 /// # Errors
 /// It did.

@@ -336,34 +336,7 @@ async fn verified(
     identity.ok_or_else(|| bad("none"))
 }
 
-/// Whether a suite wants another last resort: there is none, or it was given out. One that was is used again and again,
-/// and whoever gets it meets the same key as everybody before.
-pub fn needs_last_resort(stock: Option<&Stock>) -> bool {
-    stock.is_none_or(|stock| !stock.last_resort || stock.last_resort_claims > 0)
-}
-
 impl Member {
-    /// Refills what this device has published: of the first suite always, of the others where a last resort was used.
-    ///
-    /// # Errors
-    /// The refusal, or no answer.
-    pub async fn refill_key_packages(&self) -> Result<(), Failure> {
-        let stock = self.key_package_stock().await?;
-        for suite in group::SUITES {
-            let code = u32::from(u16::from(suite));
-            let own = stock.iter().find(|s| s.suite == code);
-            let first = suite == group::SUITES[0];
-            let few = own.is_none_or(|s| s.one_time < KEY_PACKAGES / 2);
-            let used = own.is_some_and(|s| s.last_resort_claims > 0);
-            if first && (few || needs_last_resort(own)) {
-                self.fill_key_packages(suite, KEY_PACKAGES).await?;
-            } else if used {
-                self.publish_key_packages(suite, 0, true).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// What the server has in stock of this device.
     ///
     /// # Errors
@@ -390,7 +363,7 @@ impl Member {
         let code = u32::from(u16::from(suite));
         let own = stock.iter().find(|s| s.suite == code);
         let missing = wanted.saturating_sub(own.map_or(0, |s| s.one_time));
-        let last_resort = needs_last_resort(own);
+        let last_resort = super::stock::needs_last_resort(own);
         self.publish_key_packages(suite, missing, last_resort).await
     }
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | this one | opening a profile, tokens, the pinned roots |
 //! | [`enroll`] | becoming a device; KeyPackages |
+//! | [`stock`] | keeping the stock of KeyPackages filled |
 //! | [`directory`] | people and their devices |
 //! | [`sync`] | Welcomes and logs up to their heads; what a crash left open |
 //! | `add` | devices that come into a group |
@@ -25,6 +26,7 @@ pub mod heal;
 pub mod listen;
 mod replace;
 pub mod send;
+pub mod stock;
 pub mod sync;
 
 use std::{

@@ -351,7 +351,8 @@ async fn last_resort(
     Ok(Found::Nothing)
 }
 
-/// Whether a KeyPackage keeps the rules, which may be stricter than when it was taken, and its leaf can do what is asked for.
+/// Whether a KeyPackage keeps the rules, which may be stricter than when it was taken, and its leaf can do what is
+/// asked for.
 fn can(package: &Stored, required: &RequiredCapabilities) -> bool {
     let Ok(parsed) = KeyPackage::parse(&package.body, package.body.len()) else {
         return false;

@@ -126,7 +126,8 @@ pub async fn finish(
     .await
 }
 
-/// Where the one-time KeyPackage of a device and of the suite `$3` is that is to be given next, among those that `$which` says.
+/// Where the one-time KeyPackage of a device and of the suite `$3` is that is to be given next, among those that
+/// `$which` says.
 macro_rules! next_one_time {
     ($owner_domain:literal, $owner_device:literal, $which:literal) => {
         concat!(
