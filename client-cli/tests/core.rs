@@ -251,13 +251,6 @@ fn a_failed_welcome_does_not_use_up_the_key_package() {
     assert_eq!(a.authenticator(&log.name), c.authenticator(&log.name));
 }
 
-/// Why a leaf with GREASE costs its device: when this fails, upstream has mended it, and the check in `commit::usable` goes.
-#[test]
-fn openmls_still_reads_one_grease_value_as_two_types() {
-    let on_an_extension = Extension::Unknown(0x0a0a, UnknownExtension(vec![])).extension_type();
-    assert_ne!(on_an_extension, ExtensionType::from(0x0a0a));
-}
-
 /// Devices that were enrolled before there was a second key go on in the other suites.
 #[test]
 fn a_device_without_a_p256_key_has_no_leaf_in_suite_2() {

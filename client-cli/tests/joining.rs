@@ -22,7 +22,7 @@ use client_cli::{
     transport::Transport,
 };
 use openmls::prelude::RatchetTreeIn;
-use support::*;
+use support::{Member, *};
 
 /// The same member as the commands use, that nobody answers.
 fn device(member: Member) -> Device {

@@ -14,7 +14,7 @@ use client_cli::core::{
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
-use support::*;
+use support::{Member, *};
 
 /// The server puts something into the log by itself.
 fn by_server(log: &mut Log, reader: &mut Member, kind: EntryKind, payload: Vec<u8>) {

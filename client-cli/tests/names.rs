@@ -17,7 +17,7 @@ use client_cli::core::{
 use openmls::prelude::*;
 use openmls_traits::signatures::Signer as _;
 use prost::Message as _;
-use support::*;
+use support::{Member, *};
 use uuid::Uuid;
 
 /// A leaf that is filled again between framing and arrival is two people's, one after the other.

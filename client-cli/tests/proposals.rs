@@ -13,8 +13,11 @@ use client_cli::core::{
     CoreError, commit, group, proposals,
     records::{self, Intent, JournalEntry},
 };
-use openmls::prelude::{tls_codec::Deserialize as _, *};
-use support::*;
+use openmls::{
+    prelude::{tls_codec::Deserialize as _, *},
+    schedule::PreSharedKeyId,
+};
+use support::{Member, *};
 use uuid::Uuid;
 
 /// Three members: the first lies, the others are honest.

@@ -108,6 +108,15 @@ pub struct Config {
         default_values_t = [1u16, 2, 3]
     )]
     pub suites: Vec<u16>,
+    /// Refuse KeyPackages and leaves from outside that carry an extension of a GREASE type (RFC 9420 section 13.5):
+    /// openmls 0.9.2 reads no tree that holds such a leaf. `false` is for groups that hold no openmls member.
+    #[arg(
+        long,
+        env = "CHANCERY_DS_REFUSE_GREASE_EXTENSIONS",
+        default_value_t = true,
+        action = clap::ArgAction::Set
+    )]
+    pub refuse_grease_extensions: bool,
     /// Verified access tokens that are remembered.
     #[arg(long, env = "CHANCERY_DS_TOKEN_CACHE_ITEMS", default_value_t = NonZeroUsize::new(16_384).expect("not zero"))]
     pub token_cache_items: NonZeroUsize,

@@ -1,6 +1,6 @@
 //! What can go wrong, and its one exhaustive map to `tonic::Status`.
 
-use chancery_proto::common::v1::Reason;
+use chancery_proto::{common::v1::Reason, key_package::KeyPackageFault, leaf::LeafFault};
 use service_kit::db::DbError;
 use tonic::Status;
 
@@ -58,6 +58,15 @@ impl Error {
         }
     }
 
+    /// A leaf or KeyPackage that breaks a rule, with the rule's name.
+    fn rule(rule: &'static str, fault: impl ToString) -> Self {
+        Self::Refused {
+            reason: Reason::CredentialInvalid,
+            text: fault.to_string(),
+            metadata: vec![("rule", rule.to_owned())],
+        }
+    }
+
     /// A field that cannot be read.
     pub fn malformed(field: &'static str, why: impl ToString) -> Self {
         Self::Malformed {
@@ -75,6 +84,18 @@ impl Error {
 impl From<Rejection> for Error {
     fn from(rejection: Rejection) -> Self {
         Self::Rejected(rejection)
+    }
+}
+
+impl From<LeafFault> for Error {
+    fn from(fault: LeafFault) -> Self {
+        Self::rule(fault.rule(), fault)
+    }
+}
+
+impl From<KeyPackageFault> for Error {
+    fn from(fault: KeyPackageFault) -> Self {
+        Self::rule(fault.rule(), fault)
     }
 }
 

@@ -26,7 +26,8 @@ pub use claim::{PreparedClaim, claim, prepare_claim};
 /// Checks and stores KeyPackages of the caller: all or nothing.
 ///
 /// # Errors
-/// Malformed, `CREDENTIAL_INVALID`, `UNKNOWN_VALUE` for a suite that is not allowed, `LIMIT_EXCEEDED`, `PROOF_INVALID` for a bad replace signature.
+/// Malformed, `CREDENTIAL_INVALID` with the broken rule's name, `UNKNOWN_VALUE` for a suite that is not allowed,
+/// `LIMIT_EXCEEDED`, `PROOF_INVALID` for a bad replace signature.
 pub async fn publish(
     node: &Node,
     caller: &Caller,
@@ -41,19 +42,11 @@ pub async fn publish(
     let client = node.db.client().await?;
     let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;
     drop(client);
-    let mut packages = Vec::new();
-    let mut key = None;
-    for bytes in &request.key_packages {
-        let package = check(node, caller, bytes, now)?;
-        key = Some(package.1);
-        packages.push(package.0);
-    }
-    check_replace(node, request, key.as_deref(), now)?;
-    let replace: Vec<i32> = request
-        .replace_suites
-        .iter()
-        .filter_map(|s| i32::try_from(*s).ok())
-        .collect();
+    let checked = request.key_packages.iter();
+    let checked = checked.map(|bytes| check(node, caller, bytes, now));
+    let (packages, keys): (Vec<NewKeyPackage>, Vec<Vec<u8>>) =
+        checked.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let replace = check_replace(node, request, &packages, &keys, now)?;
     let (packages, who, most) = (
         Arc::new(packages),
         caller.clone(),
@@ -84,18 +77,16 @@ async fn publish_in(
         ));
     }
     if !replace.is_empty() {
-        store::key_packages::delete_unclaimed(tx, caller.key, replace).await?;
+        // A repeat of this request finds its own ones: they stay as they are.
+        let own: Vec<&[u8]> = packages.iter().map(|p| &*p.reference).collect();
+        store::key_packages::replace_suites(tx, caller.key, replace, &own).await?;
     }
     for package in packages {
-        store::key_packages::insert(tx, caller.key, package).await?;
-        if package.last_resort {
-            store::key_packages::drop_older_last_resorts(
-                tx,
-                caller.key,
-                package.suite,
-                &package.reference,
-            )
-            .await?;
+        let stored = store::key_packages::insert(tx, caller.key, package).await?;
+        // A last resort that is here already may have been replaced since, and then replaces nothing.
+        if package.last_resort && stored == 1 {
+            let (suite, keep) = (package.suite, &package.reference);
+            store::key_packages::replace_last_resorts(tx, caller.key, suite, keep).await?;
         }
     }
     let got = store::key_packages::count(tx, caller.key).await?;
@@ -119,7 +110,7 @@ fn on_wire(stock: store::key_packages::Stock) -> Stock {
     }
 }
 
-/// Framing, suite, lifetime, signatures, certificate, identity. Returns the device's key with it.
+/// Framing, suite, signatures, the rules of RFC 9420, certificate, identity, lifetime. Returns the leaf's key with it.
 fn check(
     node: &Node,
     caller: &Caller,
@@ -138,6 +129,10 @@ fn check(
     let invalid = |why: &str| Error::refused(Reason::CredentialInvalid, why);
     if package.verify() != Some(true) {
         return Err(invalid("a signature of the KeyPackage does not verify"));
+    }
+    package.check()?;
+    if node.config.refuse_grease_extensions {
+        package.check_grease()?;
     }
     let certificate = leaf_is_callers(node, caller, &package.leaf, now)?;
     let (not_before, not_after) = package
@@ -170,42 +165,53 @@ fn check(
     Ok((stored, package.leaf.signature_key))
 }
 
-/// Replacing takes the device key's word: a stolen token must not empty the stock.
+/// The suites whose stock is replaced. Replacing takes the word of a key of the device: a stolen token must not empty
+/// the stock. And it leaves no suite without: each one comes with at least one KeyPackage of it.
 fn check_replace(
     node: &Node,
     request: &PublishKeyPackagesRequest,
-    key: Option<&[u8]>,
+    packages: &[NewKeyPackage],
+    keys: &[Vec<u8>],
     now: i64,
-) -> Result<(), Error> {
+) -> Result<Vec<i32>, Error> {
     if request.replace_suites.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let field = "replace_suites";
     let suites: Vec<u16> = request
         .replace_suites
         .iter()
-        .map(|s| u16::try_from(*s).map_err(|_| Error::malformed("replace_suites", "16 bits")))
+        .map(|s| u16::try_from(*s).map_err(|_| Error::malformed(field, "16 bits")))
         .collect::<Result<_, _>>()?;
+    let comes = |suite: &u16| packages.iter().any(|package| package.suite == *suite);
+    if !suites.iter().all(comes) {
+        return Err(Error::malformed(
+            field,
+            "a suite of which no KeyPackage comes with it",
+        ));
+    }
     let content = signed::replace(
         &node.config.domain,
         &suites,
         &request.key_packages,
         request.replace_expires_at,
     );
+    let signature = &request.replace_signature;
     let holds = request.replace_expires_at >= now
-        && key.is_some_and(|key| {
-            signed::verify(key, signed::REPLACE, &content, &request.replace_signature)
-        });
+        && keys
+            .iter()
+            .any(|key| signed::verify(key, signed::REPLACE, &content, signature));
     if holds {
-        Ok(())
+        Ok(suites.into_iter().map(i32::from).collect())
     } else {
         Err(Error::refused(
             Reason::ProofInvalid,
-            "the replace signature does not hold up; it comes with at least one new KeyPackage",
+            "the replace signature does not hold up",
         ))
     }
 }
 
-/// Removes unclaimed KeyPackages of the caller by ref.
+/// Takes unclaimed KeyPackages of the caller out of stock by ref.
 ///
 /// # Errors
 /// The database.

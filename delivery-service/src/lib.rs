@@ -102,6 +102,12 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V4__leaf_index.sql"),
             oldest_binary: 2,
         },
+        // An older node may give a replaced last resort, and does not count its claims.
+        Step {
+            name: "V6__last_resorts",
+            sql: include_str!("../migrations/V6__last_resorts.sql"),
+            oldest_binary: 2,
+        },
         // An older node leaves it empty: such a key is read from the stored tree.
         Step {
             name: "V7__leaf_keys",

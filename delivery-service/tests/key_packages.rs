@@ -6,45 +6,13 @@ mod support;
 use std::collections::HashSet;
 
 use chancery_proto::{common::v1::Reason, delivery::v1::*, signed};
-use support::{World, forge::Device, reason};
-use tonic::Status;
+use support::{
+    World,
+    forge::Device,
+    key_packages::{claim, publish},
+    reason,
+};
 use uuid::Uuid;
-
-async fn publish(
-    world: &World,
-    device: &Device,
-    packages: Vec<Vec<u8>>,
-) -> Result<Vec<Stock>, Status> {
-    let request = PublishKeyPackagesRequest {
-        key_packages: packages.into_iter().map(Into::into).collect(),
-        ..PublishKeyPackagesRequest::default()
-    };
-    let response = world
-        .client()
-        .publish_key_packages(world.by(device, request))
-        .await?;
-    Ok(response.into_inner().stock)
-}
-
-async fn claim(world: &World, node: usize, by: &Device, of: &[&Device], id: Uuid) -> Vec<Claim> {
-    let request = ClaimKeyPackagesRequest {
-        claim_id: id.as_bytes().to_vec().into(),
-        devices: of.iter().map(|d| d.device_ref()).collect(),
-        suites: vec![1],
-        ..ClaimKeyPackagesRequest::default()
-    };
-    let mut client = world.nodes[node].client.clone();
-    let mut stream = client
-        .claim_key_packages(world.by(by, request))
-        .await
-        .unwrap()
-        .into_inner();
-    let mut claims = Vec::new();
-    while let Some(part) = stream.message().await.unwrap() {
-        claims.extend(part.claims);
-    }
-    claims
-}
 
 #[tokio::test]
 async fn what_is_not_the_callers_or_not_valid_is_refused_and_nothing_is_kept() {
@@ -250,10 +218,10 @@ async fn among_several_each_gets_what_it_would_get_alone() {
         other.rollback().await.unwrap();
     });
     let outcomes: Vec<ClaimOutcome> = claims.iter().map(Claim::outcome).collect();
-    use ClaimOutcome::{Exhausted, KeyPackage, Revoked};
+    use ClaimOutcome::{Exhausted, KeyPackage, Revoked, Suspended};
     assert_eq!(
         outcomes,
-        [KeyPackage, Revoked, Exhausted, Exhausted, KeyPackage]
+        [KeyPackage, Revoked, Suspended, Exhausted, KeyPackage]
     );
     assert_eq!(claims, claim(&world, 0, &by, &of, id).await, "repeated");
     // A revocation takes what was not claimed.

@@ -225,7 +225,8 @@ fn main() {
         "tree_patch",
         "grow",
         &[
-            0, 4, 0, 2, 0, 3, 1, 1, 9, 2, 1, 3, 1, 2, 9, 2, 6, 2, 1, 1, 1, 0, 0, 0, 2, 0,
+            0, 4, 0, 2, 0, 15, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 2, 1, 6, 1, 2, 1, 9, 0,
+            0, 2, 6, 15, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 1, 0, 0, 0, 2, 0,
         ],
     );
     let token = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6ImsxIn0.eyJhdWQiOiJkczppbnRlcmlvci5leGFtcGxlIiwiZXhwIjoxNzkwMDAwMTAwLCJpYXQiOjE3OTAwMDAwMDB9.AAAA";

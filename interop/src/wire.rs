@@ -302,8 +302,22 @@ impl Device {
         suite: u16,
         devices: &[Person],
     ) -> Result<Vec<Vec<u8>>, Status> {
+        self.claim_as(Uuid::new_v4(), group, suite, devices).await
+    }
+
+    /// The same under this `claim_id`: a repeat gets the same answer.
+    ///
+    /// # Errors
+    /// The service's refusal, or a device without one.
+    pub async fn claim_as(
+        &mut self,
+        claim_id: Uuid,
+        group: &[u8],
+        suite: u16,
+        devices: &[Person],
+    ) -> Result<Vec<Vec<u8>>, Status> {
         let request = self.by(ClaimKeyPackagesRequest {
-            claim_id: Uuid::new_v4().as_bytes().to_vec().into(),
+            claim_id: claim_id.as_bytes().to_vec().into(),
             devices: devices
                 .iter()
                 .map(|person| DeviceRef {

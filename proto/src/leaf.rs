@@ -1,4 +1,11 @@
-//! LeafNode (RFC 9420 section 7.2), its credential and capabilities, read without keys.
+//! LeafNode (RFC 9420 section 7.2), its credential and capabilities, read without keys; [`check_leaf`] holds what one
+//! must be.
+
+mod rules;
+
+pub use rules::{LeafFault, SourceKind, check_grease, check_leaf, is_default_extension, is_grease};
+
+pub(crate) use rules::doubled;
 
 use crate::{
     suite::Suite,

@@ -5,10 +5,12 @@
 //! | [`common`], [`auth`], [`delivery`] | generated messages and services |
 //! | [`wire`] | reader and writer for TLS presentation language |
 //! | [`framing`], [`leaf`], [`key_package`], [`group_info`], [`welcome`], [`tree`], [`suite`] | RFC 9420 objects, read without keys |
+//! | [`hpke`] | which HPKE public keys can be encrypted to |
 //! | [`commit_info`], [`policy`] | what Chancery binds to Commits and groups |
 //! | [`content_hash`], [`chain`] | "the same request", and the log's hash chain |
 //! | [`certificate`], [`token`], [`signed`] | who is who, and what is signed outside MLS |
 //! | [`status`] | refusals, typed |
+//! | `forge` | leaves and KeyPackages put together for tests, with the feature of that name |
 //! | [`mutants`] | repairs that tests can undo |
 #![allow(clippy::allow_attributes, reason = "generated code carries its own")]
 
@@ -46,8 +48,11 @@ pub mod certificate;
 pub mod chain;
 pub mod commit_info;
 pub mod content_hash;
+#[cfg(feature = "forge")]
+pub mod forge;
 pub mod framing;
 pub mod group_info;
+pub mod hpke;
 pub mod key_package;
 pub mod leaf;
 pub mod mutants;

@@ -56,6 +56,28 @@ pub enum Mutant {
     LeavingStays,
     /// The client honours a leave request of an earlier membership, or one that has ended.
     OldLeaveHonoured,
+    /// HPKE public keys are taken whatever their form, at publish, in leaves and in parent nodes.
+    HpkeKeyFormUnchecked,
+    /// Leaves are taken whatever their source, capabilities and extensions say.
+    LeafRulesUnchecked,
+    /// KeyPackages are taken whatever their extensions, and with one key for `init_key` and leaf.
+    KeyPackageRulesUnchecked,
+    /// Leaf extensions of a GREASE type are let in.
+    GreaseExtensionTaken,
+    /// Tree nodes are taken by their first two octets, whatever follows.
+    TreeNodeUnparsed,
+    /// A Welcome is cut whatever suite it says it is of.
+    WelcomeSuiteUnchecked,
+    /// A member takes the leaves that a Commit brings whatever their form.
+    CommitLeavesUnchecked,
+    /// A member takes the parent nodes of a Commit's path whatever their keys.
+    CommitParentsUnchecked,
+    /// A committer leaves leaves in that nobody can encrypt to.
+    UnreachableLeavesStay,
+    /// The client does not look at the KeyPackages that it claimed, so that one bad one fails its whole batch.
+    ClaimedKeyPackagesUnchecked,
+    /// A last resort that was given out is not renewed by its owner.
+    UsedLastResortStays,
 }
 
 impl Mutant {
@@ -86,6 +108,17 @@ impl Mutant {
         Self::EndedCertificateUnverified,
         Self::LeavingStays,
         Self::OldLeaveHonoured,
+        Self::HpkeKeyFormUnchecked,
+        Self::LeafRulesUnchecked,
+        Self::KeyPackageRulesUnchecked,
+        Self::GreaseExtensionTaken,
+        Self::TreeNodeUnparsed,
+        Self::WelcomeSuiteUnchecked,
+        Self::CommitLeavesUnchecked,
+        Self::CommitParentsUnchecked,
+        Self::UnreachableLeavesStay,
+        Self::ClaimedKeyPackagesUnchecked,
+        Self::UsedLastResortStays,
     ];
 }
 

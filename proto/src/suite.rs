@@ -26,6 +26,15 @@ impl Suite {
         }
     }
 
+    /// The suite's code (RFC 9420 section 17.1).
+    pub fn code(self) -> u16 {
+        match self {
+            Self::X25519Aes128 => 1,
+            Self::P256Aes128 => 2,
+            Self::X25519ChaCha => 3,
+        }
+    }
+
     /// Its registered name.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,13 +1,15 @@
 //! A group's public tree as opaque nodes: its hash (RFC 9420 section 7.8) needs node bytes, indices and child hashes only.
 
+mod node;
 mod patch;
 
+pub use node::{Node, ParentNode, parse_node};
 pub use patch::{Hashes, Nodes, Patch, Wanted};
 
 use crate::{
     delivery::v1::{TreeNode, TreeUpdate},
     suite::Suite,
-    wire::{Malformed, Read, Reader, Write, exact},
+    wire::{Malformed, Read, Write, exact},
 };
 
 /// Nodes that are not blank, each `optional<Node>` with its presence octet, at its index (RFC 9420 appendix C).
@@ -50,14 +52,28 @@ impl Tree {
     /// Sets a node, or blanks it.
     ///
     /// # Errors
-    /// An index beyond the tree, bytes that are no node of the kind that belongs there.
+    /// An index beyond the tree, or what [`parse_node`] refuses.
     pub fn set(&mut self, index: u32, node: Option<&[u8]>) -> Read<()> {
         let slot = usize::try_from(index)
             .ok()
             .and_then(|index| self.nodes.get_mut(index))
             .ok_or(Malformed("node index"))?;
-        check_kind(index, node)?;
+        node::check(index, node)?;
         *slot = node.map(<[u8]>::to_vec);
+        Ok(())
+    }
+
+    /// Puts a node back that was checked when it was taken: only its kind is looked at.
+    ///
+    /// # Errors
+    /// An index beyond the tree, or a node of another kind than belongs there.
+    pub fn restore(&mut self, index: u32, node: Vec<u8>) -> Read<()> {
+        let slot = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.nodes.get_mut(index))
+            .ok_or(Malformed("node index"))?;
+        node::check_kind(index, &node)?;
+        *slot = Some(node);
         Ok(())
     }
 
@@ -159,7 +175,9 @@ impl Tree {
     /// # Errors
     /// Malformed; a last node that is blank, or no node, which would be a second form of the same tree.
     pub fn from_ratchet_tree(bytes: &[u8]) -> Read<Self> {
-        let nodes = exact(bytes, bytes.len(), |r| r.list(|r| r.span(skip_node)))?;
+        let nodes = exact(bytes, bytes.len(), |r| {
+            r.list(|r| r.span(|r| r.optional(Node::read)))
+        })?;
         if nodes.last().is_none_or(|(_, present)| present.is_none()) {
             return Err(Malformed("a ratchet tree that ends in a blank node"));
         }
@@ -167,7 +185,7 @@ impl Tree {
         let mut tree = Self::blank(leaves.max(1).next_power_of_two())?;
         for (index, (bytes, present)) in nodes.into_iter().enumerate() {
             let index = u32::try_from(index).map_err(|_| Malformed("tree size"))?;
-            tree.set(index, present.map(|()| bytes))?;
+            tree.set(index, present.map(|_| bytes))?;
         }
         Ok(tree)
     }
@@ -239,38 +257,12 @@ fn check_node(width: u32, index: u32, node: Option<&[u8]>) -> Read<()> {
     if index >= width.saturating_mul(2).saturating_sub(1) {
         return Err(Malformed("node index"));
     }
-    check_kind(index, node)
-}
-
-fn check_kind(index: u32, node: Option<&[u8]>) -> Read<()> {
-    let expected = if index.is_multiple_of(2) {
-        LEAF
-    } else {
-        PARENT
-    };
-    match node {
-        None => Ok(()),
-        Some([1, kind, ..]) if *kind == expected => Ok(()),
-        Some(_) => Err(Malformed("not a node of the kind that belongs there")),
-    }
-}
-
-/// Reads one `optional<Node>`.
-fn skip_node(reader: &mut Reader<'_>) -> Read<Option<()>> {
-    reader.optional(|r| match r.u8()? {
-        LEAF => crate::leaf::LeafNode::read(r).map(|_| ()),
-        PARENT => {
-            let _encryption_key = r.vector()?;
-            let _parent_hash = r.vector()?;
-            r.list(Reader::u32).map(|_| ())
-        }
-        _ => Err(Malformed("node type")),
-    })
+    node::check(index, node)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{node::tests::sample, *};
 
     #[test]
     fn the_hash_of_a_blank_pair_is_built_from_its_leaves() {
@@ -286,12 +278,12 @@ mod tests {
     #[test]
     fn changes_rebuild_the_tree() {
         let mut old = Tree::blank(2).unwrap();
-        old.set(0, Some(&[1, 1, 7])).unwrap();
-        old.set(1, Some(&[1, 2, 7])).unwrap();
+        old.set(0, Some(&sample(0, 7))).unwrap();
+        old.set(1, Some(&sample(1, 7))).unwrap();
         let mut new = old.clone();
         new.resize(4).unwrap();
         new.set(1, None).unwrap();
-        new.set(6, Some(&[1, 1, 8])).unwrap();
+        new.set(6, Some(&sample(6, 8))).unwrap();
         let mut rebuilt = old.clone();
         rebuilt.resize(4).unwrap();
         for (index, node) in new.changes_since(&old) {
@@ -311,9 +303,10 @@ mod tests {
     #[test]
     fn nodes_in_the_wrong_place_and_odd_widths_are_refused() {
         let mut tree = Tree::blank(2).unwrap();
-        assert!(tree.set(0, Some(&[1, 2])).is_err());
-        assert!(tree.set(1, Some(&[1, 1])).is_err());
+        assert!(tree.set(0, Some(&sample(1, 7))).is_err());
+        assert!(tree.set(1, Some(&sample(0, 7))).is_err());
         assert!(tree.set(0, Some(&[0, 1])).is_err());
+        assert!(tree.set(0, Some(&[1, 1, 7])).is_err());
         assert!(tree.set(3, None).is_err());
         assert!(Tree::blank(3).is_err());
         assert!(Tree::blank(0).is_err());

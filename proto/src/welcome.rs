@@ -2,6 +2,7 @@
 
 use crate::{
     framing::{self, WireFormat},
+    mutants::{self, Mutant},
     wire::{Malformed, Read, Reader, Write},
 };
 
@@ -47,6 +48,19 @@ impl Welcome {
         })
     }
 
+    /// Checks that the Welcome says that it is of this suite. Who cuts it writes the group's suite, so that another one
+    /// would be relabelled without a word.
+    ///
+    /// # Errors
+    /// It says another suite.
+    pub fn check_suite(&self, suite: u16) -> Read<()> {
+        if self.suite == suite || mutants::is_on(Mutant::WelcomeSuiteUnchecked) {
+            Ok(())
+        } else {
+            Err(Malformed("the Welcome's suite is not the group's"))
+        }
+    }
+
     /// The Welcome of one joiner.
     pub fn cut(&self, reference: &[u8]) -> Option<Vec<u8>> {
         let (_, secrets) = self.secrets.iter().find(|(r, _)| r == reference)?;
@@ -89,6 +103,13 @@ mod tests {
         for end in 0..message.len() {
             assert!(Welcome::parse(&message[..end], 1000).is_err());
         }
+    }
+
+    #[test]
+    fn a_welcome_of_another_suite_is_told_apart() {
+        let welcome = Welcome::parse(&assemble(3, &secrets(b"one"), b"shared"), 1000).unwrap();
+        assert_eq!(welcome.check_suite(3), Ok(()));
+        assert!(welcome.check_suite(1).is_err());
     }
 
     #[test]

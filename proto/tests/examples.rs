@@ -12,6 +12,7 @@ use chancery_proto::{
     token::thumbprint,
     tree::Tree,
     welcome,
+    wire::Write as _,
 };
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
@@ -117,15 +118,34 @@ fn page() -> String {
         &[("welcome", &welcome::assemble(1, &[1, 2], &[3, 4, 5]))],
     );
     let mut tree = Tree::blank(2).unwrap();
-    let leaf = [&[1, 1][..], &[0xaa; 4]].concat();
+    let leaf = example_leaf();
     tree.set(2, Some(&leaf)).unwrap();
     page.part(
         "A tree as nodes",
-        "`tree_width` 2, only node 2 present with the bytes below (presence octet, node type, then the leaf; here a made-up one), and the same as a `ratchet_tree` of RFC 9420.",
+        "`tree_width` 2, only node 2 present with the bytes below (presence octet, node type, then the leaf; here one of an Update with a basic credential and made-up keys), and the same as a `ratchet_tree` of RFC 9420.",
         &[("node 2", &leaf), ("ratchet_tree", &tree.to_ratchet_tree())],
     );
     signatures(&mut page);
     page.0
+}
+
+/// `optional<Node>` of a leaf with keys and a signature that belong to nobody.
+fn example_leaf() -> Vec<u8> {
+    let mut leaf = vec![1, 1];
+    leaf.put_vector(&[0xaa; 32]);
+    leaf.put_vector(&[0xbb; 32]);
+    leaf.put(&1u16.to_be_bytes());
+    leaf.put_vector(b"example");
+    let (version, suite, policy, credential) = (1u16, 1u16, 0xf1c0_u16, 1u16);
+    leaf.put_vector(&version.to_be_bytes());
+    leaf.put_vector(&suite.to_be_bytes());
+    leaf.put_vector(&policy.to_be_bytes());
+    leaf.put_vector(&[]);
+    leaf.put_vector(&credential.to_be_bytes());
+    leaf.put(&[2]);
+    leaf.put_vector(&[]);
+    leaf.put_vector(&[0xcc; 64]);
+    leaf
 }
 
 fn signatures(page: &mut Page) {

@@ -191,12 +191,12 @@ pub enum Users {
 /// `keys`
 #[derive(Debug, Subcommand)]
 pub enum Keys {
-    /// Publishes one-time KeyPackages, and a last resort when there is none.
+    /// Publishes one-time KeyPackages, and a last resort when there is none or it was given out.
     Publish {
         /// How many.
         #[arg(long, default_value_t = crate::member::enroll::KEY_PACKAGES)]
         count: u32,
-        /// Cipher suite (RFC 9420 section 17.1): 1 or 3.
+        /// Cipher suite (RFC 9420 section 17.1): 1, 2 or 3.
         #[arg(long, default_value = "1", value_parser = suite)]
         suite: Ciphersuite,
     },
@@ -209,7 +209,7 @@ fn suite(text: &str) -> Result<Ciphersuite, String> {
     text.parse()
         .ok()
         .and_then(known)
-        .ok_or_else(|| "this device knows suites 1 and 3".to_owned())
+        .ok_or_else(|| "this device knows suites 1, 2 and 3".to_owned())
 }
 
 /// A group's id, apart from its domain.
@@ -242,7 +242,7 @@ pub enum Group {
         /// Whom.
         #[command(flatten)]
         whom: Whom,
-        /// Cipher suite (RFC 9420 section 17.1): 1 or 3.
+        /// Cipher suite (RFC 9420 section 17.1): 1, 2 or 3.
         #[arg(long, default_value = "1", value_parser = suite)]
         suite: Ciphersuite,
         /// The group's id, hex of 16 to 64 random bytes: a command that was killed and is repeated with it goes on with the same group.

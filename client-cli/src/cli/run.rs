@@ -26,6 +26,7 @@ use crate::{
         directory::{self, Name},
         enroll::{Enrolment, enroll},
         listen::Event,
+        stock,
     },
     outcomes::{Failed, needs_person},
     profile::{PinnedRoot, Profile},
@@ -77,7 +78,8 @@ async fn answer(member: &Member, command: Command) -> Result<Value, Failure> {
         Command::Keys(Keys::Publish { count, suite }) => {
             let stock = member.key_package_stock().await?;
             let code = u32::from(u16::from(suite));
-            let last_resort = !stock.iter().any(|s| s.suite == code && s.last_resort);
+            let own = stock.iter().find(|s| s.suite == code);
+            let last_resort = stock::needs_last_resort(own);
             output::stock(
                 &member
                     .publish_key_packages(suite, count, last_resort)

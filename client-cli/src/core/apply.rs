@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Context, CoreError, check, group, guarded,
     identity::{person_named, person_of},
-    left_out, mls, outbox,
+    leaves, left_out, mls, outbox,
     pending::{self, EntryStep},
     proposals,
     records::{
@@ -493,11 +493,14 @@ fn process(
         ProcessedMessageContent::StagedCommitMessage(staged) => {
             let at = one.entry.accepted_at_micros / 1_000_000;
             let change = check::commit(context, mls_group, &staged, &sender, &data, at)?;
+            leaves::check_brought(mls_group, &staged)?;
+            let unusable = leaves::unusable_parents(mls_group)?;
             same_log(step, record, &change)?;
             let removed = recovery::leaves_of(mls_group, &change.removed)?;
             mls_group
                 .merge_staged_commit(step.provider(), *staged)
                 .map_err(mls)?;
+            leaves::check_parents(mls_group, &unusable)?;
             gone(record, &change.removed);
             let roster = (&change.added[..], &change.removed[..]);
             left_out::committed(step, &record.name, &change.info.left_out, roster, at)?;

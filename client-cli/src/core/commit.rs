@@ -3,8 +3,8 @@
 use chancery_proto::{
     commit_info::MessageData,
     delivery::v1::{CommitBundle, SendMessageRequest},
+    key_package,
     mutants::{self, Mutant},
-    policy::POLICY_EXTENSION,
 };
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
@@ -13,7 +13,7 @@ pub use super::stage::stage;
 use super::{
     Context, CoreError, group,
     identity::person_of,
-    mls,
+    leaves, mls,
     outbox::{self, Outgoing},
     records::{self, GroupName, GroupRecord, GroupState, Operation, Person},
 };
@@ -28,6 +28,8 @@ pub struct Plan {
     pub removed: Vec<Person>,
     /// Devices whose KeyPackage cannot be used, with the reason.
     pub unusable: Vec<(Option<Person>, String)>,
+    /// Devices that lose their leaf because nobody can encrypt to it, with the reason; they are among `removed` too.
+    pub unreachable: Vec<(Person, String)>,
 }
 
 /// The record of a group that this device may act in.
@@ -42,7 +44,8 @@ pub fn active(step: &Step<'_>, name: &GroupName) -> Result<GroupRecord, CoreErro
     Ok(record)
 }
 
-/// A KeyPackage that this device is willing to add: it validates, its leaf says who it is, its certificate is trusted, and it can read the policy.
+/// A KeyPackage that this device is willing to add: it keeps the rules, validates, says who it is, and its certificate
+/// is trusted. What is not usable is named as far as it can be read.
 ///
 /// # Errors
 /// Whose it is, as far as that is known, and why it cannot be used.
@@ -52,43 +55,29 @@ pub(super) fn usable(
     suite: Ciphersuite,
     bytes: &[u8],
 ) -> Result<(Person, KeyPackage), (Option<Person>, String)> {
-    let nobody = |error: &dyn std::fmt::Display| (None, error.to_string());
+    let named = key_package::KeyPackage::parse(bytes, bytes.len())
+        .ok()
+        .and_then(|package| leaves::claims_to_be(&package.leaf));
+    let unusable = |why: String| (named.clone(), why);
+    if !mutants::is_on(Mutant::ClaimedKeyPackagesUnchecked) {
+        leaves::check_key_package(bytes).map_err(unusable)?;
+    }
     let body = MlsMessageIn::tls_deserialize_exact(bytes)
-        .map_err(|error| nobody(&error))?
+        .map_err(|error| unusable(error.to_string()))?
         .extract();
     let MlsMessageBodyIn::KeyPackage(package) = body else {
-        return Err(nobody(&"not a KeyPackage"));
+        return Err(unusable("not a KeyPackage".into()));
     };
     let package = package
         .validate(step.provider().crypto(), ProtocolVersion::Mls10)
-        .map_err(|error| nobody(&error))?;
+        .map_err(|error| unusable(error.to_string()))?;
     let leaf = package.leaf_node();
     let person = person_of(leaf.credential(), leaf.signature_key().as_slice())
-        .map_err(|error| nobody(&error))?;
-    let unusable = |why: String| (Some(person.clone()), why);
+        .map_err(|error| unusable(error.to_string()))?;
     context
         .trust
         .verify(leaf.credential(), context.now)
         .map_err(|error| unusable(error.to_string()))?;
-    let capabilities = leaf.capabilities();
-    if !capabilities
-        .extensions()
-        .contains(&ExtensionType::Unknown(POLICY_EXTENSION))
-        || !capabilities.credentials().contains(&CredentialType::X509)
-    {
-        return Err(unusable("its leaf lacks a required capability".into()));
-    }
-    // openmls reads a GREASE value in capabilities as another type than on an extension, and then refuses the whole Commit: found here, it costs only
-    // this device.
-    let unreadable = |e: &Extension| {
-        matches!(e, Extension::Unknown(..))
-            && !capabilities.extensions().contains(&e.extension_type())
-    };
-    if leaf.extensions().iter().any(unreadable) {
-        return Err(unusable(
-            "its leaf carries an extension that openmls does not take, such as GREASE".into(),
-        ));
-    }
     if package.ciphersuite() != suite {
         return Err(unusable("its KeyPackage is of another suite".into()));
     }

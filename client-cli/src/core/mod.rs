@@ -7,6 +7,7 @@
 //! | [`group`] | configuration, creation, the roster, the tree as nodes |
 //! | [`commit`] | which KeyPackages are added, an application message; `stage` builds the Commit of an intent |
 //! | [`check`] | what a member refuses in a Commit |
+//! | [`leaves`] | the form of leaves, parent nodes and KeyPackages |
 //! | [`apply`] | entries of the log: process, merge, journal |
 //! | [`outbox`] | messages of this device |
 //! | [`pending`] | what is under way, as a machine without IO |
@@ -22,6 +23,7 @@ pub mod commit;
 pub mod group;
 pub mod identity;
 pub mod join;
+pub mod leaves;
 pub mod left_out;
 pub mod outbox;
 pub mod pending;

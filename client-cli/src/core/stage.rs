@@ -15,7 +15,7 @@ use super::{
     commit::{Plan, bundle_of, usable},
     group, guarded,
     identity::{members, person_of},
-    mls,
+    leaves, mls,
     proposals::{self, Received},
     records::{self, GroupRecord, Intent, Operation, Pending, Person},
 };
@@ -113,14 +113,24 @@ fn build(
     let by_reference = plan.removed.clone();
     let packages = packages(step, context, &mls_group, &roster, intent, &mut plan);
     let own = mls_group.own_leaf_index();
+    let unreachable = leaves::unreachable(&mls_group)?;
+    let fault_of = |at: &LeafNodeIndex| unreachable.iter().find(|(index, _)| index == at);
     let leaves: Vec<_> = roster
         .iter()
         .filter(|(index, person)| {
             *index != own
                 && !by_reference.contains(person)
-                && (intent.remove.contains(person) || record.is_to_go(person))
+                && (intent.remove.contains(person)
+                    || record.is_to_go(person)
+                    || fault_of(index).is_some())
         })
         .collect();
+    let cut_off = leaves.iter().filter_map(|(index, person)| {
+        let (_, fault) = fault_of(index)?;
+        let why = format!("removed, since nobody can encrypt to its leaf: the key {fault}");
+        Some((person.clone(), why))
+    });
+    plan.unreachable = cut_off.collect();
     let removed = leaves.iter().map(|(_, person)| person.clone());
     plan.removed.extend(removed);
     if packages.is_empty() && leaves.is_empty() && !intent.update && proposals.is_empty() {

@@ -3,6 +3,7 @@
 use chancery_proto::{
     common::v1::DeviceRef,
     delivery::v1::{Claim, ClaimKeyPackagesRequest, ClaimOutcome, RequiredCapabilities},
+    mutants::{self, Mutant},
     policy::POLICY_EXTENSION,
 };
 use openmls::prelude::CredentialType;
@@ -10,7 +11,7 @@ use openmls::prelude::CredentialType;
 use super::{Member, directory::Name};
 use crate::{
     core::{
-        group,
+        group, leaves,
         left_out::{self, LeftOut},
         records::{self, ClaimRecord, GroupName, Person},
     },
@@ -18,7 +19,7 @@ use crate::{
     fault,
 };
 
-/// A claim's answers.
+/// A claim's answers: usable KeyPackages, devices without one, and why.
 #[derive(Debug, Default)]
 pub(super) struct Claimed {
     pub(super) key_packages: Vec<Vec<u8>>,
@@ -118,17 +119,24 @@ impl Claimed {
 
     fn take(&mut self, claim: Claim, now: i64) {
         let outcome = claim.outcome();
-        if outcome == ClaimOutcome::KeyPackage {
-            self.key_packages.push(claim.key_package.to_vec());
-            return;
-        }
+        let why = match outcome {
+            ClaimOutcome::KeyPackage => match check(&claim) {
+                Ok(()) => {
+                    self.key_packages.push(claim.key_package.to_vec());
+                    return;
+                }
+                Err(why) => why,
+            },
+            other => {
+                let name = other.as_str_name();
+                name.trim_start_matches("CLAIM_OUTCOME_").to_lowercase()
+            }
+        };
         let Some(device) = claim.device else { return };
         let Ok(id) = <[u8; 16]>::try_from(device.id.as_ref()) else {
             return;
         };
         let name = (device.domain, id);
-        let why = outcome.as_str_name().trim_start_matches("CLAIM_OUTCOME_");
-        let why = why.to_lowercase();
         let uri = chancery_proto::certificate::device_uri(&name.0, uuid::Uuid::from_bytes(id));
         if outcome == ClaimOutcome::Revoked {
             self.gone.push(name);
@@ -137,5 +145,59 @@ impl Claimed {
             self.missing.push(LeftOut::own(&name, user, &why, now));
         }
         self.reasons.push((uri, why));
+    }
+}
+
+/// Checks that a claimed KeyPackage keeps the rules and says that it is of the device that it was claimed of. Here the
+/// device is known whatever the KeyPackage says, so that a bad one is left out by name.
+fn check(claim: &Claim) -> Result<(), String> {
+    if mutants::is_on(Mutant::ClaimedKeyPackagesUnchecked) {
+        return Ok(());
+    }
+    let package = leaves::check_key_package(&claim.key_package)?;
+    let named = leaves::claims_to_be(&package.leaf);
+    let asked_for = claim.device.as_ref().zip(named).is_some_and(|(of, named)| {
+        of.domain == named.domain && of.id.as_ref() == named.device.as_slice()
+    });
+    if asked_for {
+        Ok(())
+    } else {
+        Err("its KeyPackage is another device's".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_answered_for_a_device_is_named_by_that_device() {
+        let device = DeviceRef {
+            domain: "interior.example".into(),
+            id: vec![7; 16].into(),
+        };
+        let uri = "mimi://interior.example/d/07070707-0707-0707-0707-070707070707";
+        let answers = [
+            (ClaimOutcome::Suspended, vec![], "suspended"),
+            (ClaimOutcome::Unsupported, vec![], "unsupported"),
+            (ClaimOutcome::KeyPackage, vec![], "malformed"),
+            (ClaimOutcome::KeyPackage, vec![0; 40], "malformed"),
+        ];
+        for (outcome, key_package, expected) in answers {
+            let mut claimed = Claimed::default();
+            let claim = Claim {
+                device: Some(device.clone()),
+                outcome: outcome.into(),
+                key_package: key_package.into(),
+                ..Claim::default()
+            };
+            claimed.take(claim, 0);
+            assert!(claimed.key_packages.is_empty());
+            let [(named, why)] = claimed.reasons.as_slice() else {
+                panic!("{:?}", claimed.reasons);
+            };
+            assert_eq!(named, uri);
+            assert!(why.starts_with(expected), "{why}");
+        }
     }
 }

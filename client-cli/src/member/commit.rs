@@ -404,9 +404,12 @@ impl Member {
                 left_out::note(step, name, devices)?;
                 Ok(plan)
             })?;
+            let unreachable = plan.unreachable.into_iter();
+            let unreachable = unreachable.map(|(person, why)| (Some(person), why));
             unusable = plan
                 .unusable
                 .into_iter()
+                .chain(unreachable)
                 .map(|(person, why)| (person.map_or_else(String::new, |p| p.device_uri()), why))
                 .collect();
             fault::point("before-send");

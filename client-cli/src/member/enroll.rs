@@ -350,7 +350,7 @@ impl Member {
         Ok(answer.value.stock)
     }
 
-    /// Publishes as many one-time KeyPackages as are missing, and a last resort when there is none.
+    /// Publishes as many one-time KeyPackages as are missing, and a last resort when there is none or it was given out.
     ///
     /// # Errors
     /// The refusal, or no answer.
@@ -363,7 +363,7 @@ impl Member {
         let code = u32::from(u16::from(suite));
         let own = stock.iter().find(|s| s.suite == code);
         let missing = wanted.saturating_sub(own.map_or(0, |s| s.one_time));
-        let last_resort = !own.is_some_and(|s| s.last_resort);
+        let last_resort = super::stock::needs_last_resort(own);
         self.publish_key_packages(suite, missing, last_resort).await
     }
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | this one | opening a profile, tokens, the pinned roots |
 //! | [`enroll`] | becoming a device; KeyPackages |
+//! | [`stock`] | keeping the stock of KeyPackages filled |
 //! | [`directory`] | people and their devices |
 //! | [`sync`] | everything up to its head; what a crash left open |
 //! | [`welcomes`] | Welcomes used, or put aside |
@@ -30,6 +31,7 @@ mod left_out;
 pub mod listen;
 mod replace;
 pub mod send;
+pub mod stock;
 pub mod sync;
 pub mod welcomes;
 

@@ -11,12 +11,12 @@ use chancery_proto::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Member, commit::Tally, enroll::KEY_PACKAGES, left_out::Eager, welcomes::PutAside};
+use super::{Member, commit::Tally, left_out::Eager, welcomes::PutAside};
 use crate::{
     core::{
         CoreError,
         apply::{self, Page, Received},
-        group, outbox,
+        outbox,
         records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
     },
     failure::Failure,
@@ -112,13 +112,7 @@ impl Member {
         }
         self.replace_on(&mut synced.failed).await?;
         self.add_left_out(Eager::Yes, &mut synced.failed).await?;
-        let stock = self.key_package_stock().await?;
-        let suite = u32::from(u16::from(group::SUITES[0]));
-        let own = stock.iter().find(|s| s.suite == suite);
-        if own.is_none_or(|s| s.one_time < KEY_PACKAGES / 2 || !s.last_resort) {
-            self.fill_key_packages(group::SUITES[0], KEY_PACKAGES)
-                .await?;
-        }
+        self.refill_key_packages().await?;
         Ok(synced)
     }
 

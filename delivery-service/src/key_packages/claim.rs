@@ -210,7 +210,7 @@ async fn claim_in(
         .suspended
     {
         // Not remembered under the claim's id: it may be reinstated.
-        return Ok((ClaimOutcome::Exhausted, None, Some(device.user)));
+        return Ok((ClaimOutcome::Suspended, None, Some(device.user)));
     }
     if !store::claims::begin(tx, key, claim.claim_id, claim.claimant).await? {
         return repeat(tx, claim, key, device.user).await;
@@ -240,6 +240,10 @@ async fn repeat(
         None => None,
         Some(reference) => store::key_packages::by_ref(tx, key, reference).await?,
     };
+    if outcome == ClaimOutcome::KeyPackage && package.is_none() {
+        // Its life has ended since.
+        return Ok((ClaimOutcome::Exhausted, None, Some(user)));
+    }
     Ok((outcome, package, Some(user)))
 }
 
@@ -258,6 +262,16 @@ async fn mark(
     Ok(())
 }
 
+/// What the stock of one suite has for a claim.
+enum Found {
+    /// Locked, and what is asked for.
+    Package(Stored),
+    /// There are KeyPackages, and none of them can do what is asked for.
+    Unsupported,
+    /// There is none.
+    Nothing,
+}
+
 /// The first suite in stock; the last resort only when no one-time KeyPackage is left, also behind a lock.
 async fn take(
     tx: &Transaction<'_>,
@@ -271,29 +285,74 @@ async fn take(
     } else {
         &[]
     };
+    let mut without = ClaimOutcome::Exhausted;
     for &skip_locked in passes {
         for suite in &claim.suites {
-            let next = store::claims::lock_next(tx, key, *suite, skip_locked).await?;
-            let Some(package) = next else { continue };
-            if !can(&package, &claim.required) {
-                return Ok((ClaimOutcome::Unsupported, None));
+            match one_time(tx, claim, key, *suite, skip_locked).await? {
+                Found::Package(package) => {
+                    mark(tx, key, &package.reference, claim.claim_id).await?;
+                    return Ok((ClaimOutcome::KeyPackage, Some(package)));
+                }
+                Found::Unsupported => without = ClaimOutcome::Unsupported,
+                Found::Nothing => {}
             }
-            mark(tx, key, &package.reference, claim.claim_id).await?;
-            return Ok((ClaimOutcome::KeyPackage, Some(package)));
         }
     }
     for suite in &claim.suites {
-        if let Some(package) = store::key_packages::last_resort(tx, key, *suite).await? {
-            return Ok(if can(&package, &claim.required) {
-                (ClaimOutcome::KeyPackage, Some(package))
-            } else {
-                (ClaimOutcome::Unsupported, None)
-            });
+        match last_resort(tx, claim, key, *suite).await? {
+            Found::Package(package) => return Ok((ClaimOutcome::KeyPackage, Some(package))),
+            Found::Unsupported => without = ClaimOutcome::Unsupported,
+            Found::Nothing => {}
         }
     }
-    Ok((ClaimOutcome::Exhausted, None))
+    Ok((without, None))
 }
 
+/// Locks the next one-time KeyPackage that can do what is asked for, whatever stands in front of it.
+async fn one_time(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    key: DeviceKey,
+    suite: i32,
+    skip_locked: bool,
+) -> Result<Found, TxError<Error>> {
+    let Some(next) = store::claims::lock_next(tx, key, suite, skip_locked).await? else {
+        return Ok(Found::Nothing);
+    };
+    if can(&next, &claim.required) {
+        return Ok(Found::Package(next));
+    }
+    let stock = store::key_packages::one_time(tx, key, suite).await?;
+    let fitting = stock.iter().filter(|package| can(package, &claim.required));
+    let refs: Vec<&[u8]> = fitting.map(|package| &*package.reference).collect();
+    if refs.is_empty() {
+        return Ok(Found::Unsupported);
+    }
+    let next = store::claims::lock_next_among(tx, key, suite, &refs, skip_locked).await?;
+    Ok(next.map_or(Found::Nothing, Found::Package))
+}
+
+/// The last resort, with this claim counted.
+async fn last_resort(
+    tx: &Transaction<'_>,
+    claim: &PreparedClaim,
+    key: DeviceKey,
+    suite: i32,
+) -> Result<Found, TxError<Error>> {
+    while let Some(package) = store::key_packages::last_resort(tx, key, suite).await? {
+        if !can(&package, &claim.required) {
+            return Ok(Found::Unsupported);
+        }
+        // Whoever replaces it at this moment waits for this claim, or was first: then there is another one.
+        if store::key_packages::count_last_resort_claim(tx, key, &package.reference).await? {
+            return Ok(Found::Package(package));
+        }
+    }
+    Ok(Found::Nothing)
+}
+
+/// Whether a KeyPackage keeps the rules, which may be stricter than when it was taken, and its leaf can do what is
+/// asked for.
 fn can(package: &Stored, required: &RequiredCapabilities) -> bool {
     let Ok(parsed) = KeyPackage::parse(&package.body, package.body.len()) else {
         return false;
@@ -303,7 +362,8 @@ fn can(package: &Stored, required: &RequiredCapabilities) -> bool {
             .all(|want| have.iter().any(|have| u32::from(*have) == *want))
     };
     let can = &parsed.leaf.capabilities;
-    has(&can.extensions, &required.extensions)
+    parsed.check().is_ok()
+        && has(&can.extensions, &required.extensions)
         && has(&can.proposals, &required.proposals)
         && has(&can.credentials, &required.credentials)
 }

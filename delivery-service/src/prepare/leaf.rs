@@ -6,7 +6,7 @@ use chancery_proto::{
     certificate::{Anchors, DeviceCertificate},
     common::v1::Reason,
     delivery::v1::SubmitCommitRequest,
-    leaf::LeafNode,
+    leaf::{LeafFault, LeafNode, check_grease},
     mutants::{self, Mutant},
     policy::POLICY_EXTENSION,
     signed,
@@ -26,10 +26,10 @@ pub(super) async fn check_external_leaf(
     leaf: &LeafNode,
 ) -> Result<(), Error> {
     if !leaf.capabilities.extensions.contains(&POLICY_EXTENSION) {
-        return Err(Error::refused(
-            Reason::CredentialInvalid,
-            "the leaf does not advertise the policy extension 0xF1C0",
-        ));
+        return Err(LeafFault::PolicyNotListed.into());
+    }
+    if node.config.refuse_grease_extensions {
+        check_grease(leaf)?;
     }
     let client = node.db.client().await?;
     let now = store::groups::now(&client).await.map_err(DbError::from)? / 1_000_000;

@@ -126,15 +126,28 @@ pub async fn finish(
     .await
 }
 
-/// Where the one-time KeyPackage of a device and of the suite `$3` is that is to be given next.
+/// Where the one-time KeyPackage of a device and of the suite `$3` is that is to be given next, among those that
+/// `$which` says.
 macro_rules! next_one_time {
-    ($owner_domain:literal, $owner_device:literal) => {
+    ($owner_domain:literal, $owner_device:literal, $which:literal) => {
         concat!(
             " FROM key_packages WHERE domain_id = ",
             $owner_domain,
             " AND device_id = ",
             $owner_device,
-            " AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after LIMIT 1 FOR UPDATE"
+            " AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now()",
+            $which,
+            " ORDER BY not_after LIMIT 1 FOR UPDATE"
+        )
+    };
+}
+
+macro_rules! lock_next {
+    ($which:literal, $locked:literal) => {
+        concat!(
+            "/* claims::lock_next */ SELECT ref, body, last_resort",
+            next_one_time!("$1", "$2", $which),
+            $locked
         )
     };
 }
@@ -146,22 +159,35 @@ pub async fn lock_next(
     suite: i32,
     skip_locked: bool,
 ) -> Result<Option<Stored>, Error> {
-    let sql = if skip_locked {
-        concat!(
-            "/* claims::lock_next */ SELECT ref, body, last_resort",
-            next_one_time!("$1", "$2"),
-            " SKIP LOCKED"
-        )
-    } else {
-        concat!(
-            "/* claims::lock_next */ SELECT ref, body, last_resort",
-            next_one_time!("$1", "$2")
-        )
+    let sql = match skip_locked {
+        true => lock_next!("", " SKIP LOCKED"),
+        false => lock_next!("", ""),
     };
     let row = tx
         .query_opt(
             &tx.prepare_cached(sql).await?,
             &[&owner.domain, &owner.device, &suite],
+        )
+        .await?;
+    Ok(row.map(|row| stored(&row)))
+}
+
+/// [`lock_next`] among the KeyPackages with these refs.
+pub async fn lock_next_among(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suite: i32,
+    refs: &[&[u8]],
+    skip_locked: bool,
+) -> Result<Option<Stored>, Error> {
+    let sql = match skip_locked {
+        true => lock_next!(" AND ref = ANY($4)", " SKIP LOCKED"),
+        false => lock_next!(" AND ref = ANY($4)", ""),
+    };
+    let row = tx
+        .query_opt(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &suite, &refs],
         )
         .await?;
     Ok(row.map(|row| stored(&row)))
@@ -200,7 +226,7 @@ impl LockNextOf {
              (SELECT user_id FROM devices WHERE domain_id = q.domain_id AND device_id = q.device_id AND NOT revoked AND ",
             count_taken_lately!("q.domain_id", "q.device_id", "$4", "$5"),
             " < $6 OFFSET 0) v CROSS JOIN LATERAL (SELECT ref, body, last_resort",
-            next_one_time!("q.domain_id", "q.device_id"),
+            next_one_time!("q.domain_id", "q.device_id", ""),
             " SKIP LOCKED) k WHERE (EXISTS (SELECT 1 FROM suspended s WHERE s.domain_id = q.domain_id AND s.subject_id IN (q.device_id, v.user_id))) IS FALSE"
         );
         Ok(Self(client.prepare_cached(sql).await?))

@@ -44,50 +44,71 @@ pub async fn insert(
     .await
 }
 
-/// One of each suite is the last resort: the newest.
-pub async fn drop_older_last_resorts(
+/// Takes unclaimed KeyPackages out of stock. A last resort that was given out is retired instead of deleted, so that a
+/// repeat of its claim gets it again and a Welcome may name it. Two statements: a claim that holds the row is waited
+/// for by the first, and seen by the second.
+macro_rules! take_out {
+    ($name:literal, $which:literal) => {
+        [
+            concat!(
+                "/* key_packages::", $name, " */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 \
+                 AND claim_id IS NULL AND last_resort_claims = 0 AND ", $which
+            ),
+            concat!(
+                "/* key_packages::", $name, " */ UPDATE key_packages SET retired_at = now() WHERE domain_id = $1 AND device_id = $2 \
+                 AND last_resort_claims > 0 AND retired_at IS NULL AND ", $which
+            ),
+        ]
+    };
+}
+
+/// Takes a suite's last resorts out of stock but for the one that is kept.
+pub async fn replace_last_resorts(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     suite: u16,
     keep: &[u8],
-) -> Result<u64, Error> {
-    let sql = "/* key_packages::drop_older_last_resorts */ DELETE FROM key_packages \
-               WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND claim_id IS NULL AND ref <> $4 \
-               AND NOT EXISTS (SELECT 1 FROM key_package_claims c WHERE c.device_id = $2 AND c.domain_id = $1 AND c.ref = key_packages.ref)";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[&owner.domain, &owner.device, &i32::from(suite), &keep],
-    )
-    .await
+) -> Result<(), Error> {
+    let which = take_out!(
+        "replace_last_resorts",
+        "suite = $3 AND last_resort AND ref <> $4"
+    );
+    for sql in which {
+        let statement = tx.prepare_cached(sql).await?;
+        let suite = i32::from(suite);
+        tx.execute(&statement, &[&owner.domain, &owner.device, &suite, &keep])
+            .await?;
+    }
+    Ok(())
 }
 
-/// Removes the unclaimed ones of these suites.
-pub async fn delete_unclaimed(
+/// Takes the unclaimed ones of these suites out of stock, last resorts too, but for those that are kept.
+pub async fn replace_suites(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     suites: &[i32],
-) -> Result<u64, Error> {
-    let sql = "/* key_packages::delete_unclaimed */ DELETE FROM key_packages \
-               WHERE domain_id = $1 AND device_id = $2 AND suite = ANY($3) AND claim_id IS NULL";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[&owner.domain, &owner.device, &suites],
-    )
-    .await
+    keep: &[&[u8]],
+) -> Result<(), Error> {
+    for sql in take_out!("replace_suites", "suite = ANY($3) AND ref <> ALL($4)") {
+        let statement = tx.prepare_cached(sql).await?;
+        tx.execute(&statement, &[&owner.domain, &owner.device, &suites, &keep])
+            .await?;
+    }
+    Ok(())
 }
 
-/// Removes unclaimed ones by ref.
+/// Takes unclaimed ones out of stock by ref.
 pub async fn delete_refs(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     refs: &[Vec<u8>],
-) -> Result<u64, Error> {
-    let sql = "/* key_packages::delete_refs */ DELETE FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND ref = ANY($3) AND claim_id IS NULL";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[&owner.domain, &owner.device, &refs],
-    )
-    .await
+) -> Result<(), Error> {
+    for sql in take_out!("delete_refs", "ref = ANY($3)") {
+        let statement = tx.prepare_cached(sql).await?;
+        tx.execute(&statement, &[&owner.domain, &owner.device, &refs])
+            .await?;
+    }
+    Ok(())
 }
 
 /// Stock of one suite.
@@ -97,9 +118,9 @@ pub struct Stock {
     pub suite: u32,
     /// Unclaimed and unexpired.
     pub one_time: u32,
-    /// There is a last resort.
+    /// There is a last resort to give.
     pub last_resort: bool,
-    /// Claims answered with it.
+    /// Claims that the present last resort answered.
     pub last_resort_claims: u32,
 }
 
@@ -107,9 +128,8 @@ pub struct Stock {
 pub async fn stock<C: GenericClient>(client: &C, owner: DeviceKey) -> Result<Vec<Stock>, Error> {
     let sql = "/* key_packages::stock */ SELECT k.suite, \
                count(*) FILTER (WHERE NOT k.last_resort AND k.claim_id IS NULL AND k.not_after > now()), \
-               bool_or(k.last_resort AND k.not_after > now()), \
-               coalesce(sum((SELECT count(*) FROM key_package_claims c WHERE c.device_id = k.device_id AND c.domain_id = k.domain_id \
-                             AND c.ref = k.ref)) FILTER (WHERE k.last_resort), 0)::bigint \
+               bool_or(k.last_resort AND k.retired_at IS NULL AND k.not_after > now()), \
+               coalesce(sum(k.last_resort_claims) FILTER (WHERE k.retired_at IS NULL), 0)::bigint \
                FROM key_packages k WHERE k.domain_id = $1 AND k.device_id = $2 GROUP BY k.suite ORDER BY k.suite";
     let rows = client
         .query(
@@ -129,7 +149,7 @@ pub async fn stock<C: GenericClient>(client: &C, owner: DeviceKey) -> Result<Vec
         .collect())
 }
 
-/// How many unexpired ones a device keeps here, claimed or not.
+/// How many unexpired ones a device keeps here that no claim has used up, retired last resorts among them.
 pub async fn count(tx: &Transaction<'_>, owner: DeviceKey) -> Result<u64, Error> {
     let sql = "/* key_packages::count */ SELECT count(*) FROM key_packages WHERE domain_id = $1 AND device_id = $2 AND not_after > now() AND claim_id IS NULL";
     let row = tx
@@ -152,14 +172,15 @@ pub struct Stored {
     pub last_resort: bool,
 }
 
-/// The last resort of a suite.
+/// The last resort of a suite that is given out.
 pub async fn last_resort(
     tx: &Transaction<'_>,
     owner: DeviceKey,
     suite: i32,
 ) -> Result<Option<Stored>, Error> {
     let sql = "/* key_packages::last_resort */ SELECT ref, body, last_resort FROM key_packages \
-               WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND not_after > now() ORDER BY not_after DESC LIMIT 1";
+               WHERE domain_id = $1 AND device_id = $2 AND suite = $3 AND last_resort AND retired_at IS NULL AND not_after > now() \
+               ORDER BY not_after DESC LIMIT 1";
     let row = tx
         .query_opt(
             &tx.prepare_cached(sql).await?,
@@ -167,6 +188,41 @@ pub async fn last_resort(
         )
         .await?;
     Ok(row.map(|row| stored(&row)))
+}
+
+/// Counts a claim of a last resort; false if it was replaced meanwhile.
+pub async fn count_last_resort_claim(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    reference: &[u8],
+) -> Result<bool, Error> {
+    let sql = "/* key_packages::count_last_resort_claim */ UPDATE key_packages SET last_resort_claims = last_resort_claims + 1 \
+               WHERE domain_id = $1 AND device_id = $2 AND ref = $3 AND retired_at IS NULL";
+    let rows = tx
+        .execute(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &reference],
+        )
+        .await?;
+    Ok(rows == 1)
+}
+
+/// The one-time KeyPackages of a suite that are in stock, in the order in which they are given. Not more than
+/// `stock_items`.
+pub async fn one_time(
+    tx: &Transaction<'_>,
+    owner: DeviceKey,
+    suite: i32,
+) -> Result<Vec<Stored>, Error> {
+    let sql = "/* key_packages::one_time */ SELECT ref, body, last_resort FROM key_packages WHERE domain_id = $1 AND device_id = $2 \
+               AND suite = $3 AND claim_id IS NULL AND NOT last_resort AND not_after > now() ORDER BY not_after";
+    let rows = tx
+        .query(
+            &tx.prepare_cached(sql).await?,
+            &[&owner.domain, &owner.device, &suite],
+        )
+        .await?;
+    Ok(rows.iter().map(stored).collect())
 }
 
 /// One by its ref.

@@ -96,6 +96,8 @@ pub async fn delete_expired(tx: &Transaction<'_>, at_most: i64) -> Result<u64, E
          (SELECT group_id, commit_seq, device_id, domain_id FROM welcomes WHERE expires_at < now() LIMIT $1 FOR UPDATE SKIP LOCKED)",
         "/* retention::delete_expired */ DELETE FROM key_packages WHERE (device_id, domain_id, ref) IN \
          (SELECT device_id, domain_id, ref FROM key_packages WHERE not_after < now() - interval '1 day' LIMIT $1 FOR UPDATE SKIP LOCKED)",
+        "/* retention::delete_expired */ DELETE FROM key_packages WHERE (device_id, domain_id, ref) IN \
+         (SELECT device_id, domain_id, ref FROM key_packages WHERE retired_at < now() - interval '2 days' LIMIT $1 FOR UPDATE SKIP LOCKED)",
         "/* retention::delete_expired */ DELETE FROM key_package_claims WHERE (device_id, domain_id, claim_id) IN \
          (SELECT device_id, domain_id, claim_id FROM key_package_claims WHERE claimed_at < now() - interval '2 days' LIMIT $1 FOR UPDATE SKIP LOCKED)",
     ] {

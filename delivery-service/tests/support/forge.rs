@@ -8,6 +8,7 @@ use std::{
 use chancery_proto::{
     certificate::{DEVICE_EKU, device_uri, user_uri},
     commit_info::{CommitInfo, Member, MessageData},
+    key_package::LAST_RESORT,
     leaf::LeafNode,
     policy::{POLICY_EXTENSION, Policy},
     suite::Suite,
@@ -113,6 +114,49 @@ impl Authority {
     }
 }
 
+/// What a leaf or a KeyPackage is made of: good, until a test spoils it.
+#[derive(Clone)]
+pub struct Parts {
+    pub init_key: Vec<u8>,
+    pub encryption_key: Vec<u8>,
+    pub versions: Vec<u16>,
+    pub suites: Vec<u16>,
+    pub listed_extensions: Vec<u16>,
+    pub listed_proposals: Vec<u16>,
+    pub credentials: Vec<u16>,
+    pub leaf_extensions: Vec<(u16, Vec<u8>)>,
+    /// Of the KeyPackage itself.
+    pub extensions: Vec<(u16, Vec<u8>)>,
+    /// leaf_node_source with what follows, in place of a lifetime.
+    pub source: Option<Vec<u8>>,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            init_key: [Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat(),
+            encryption_key: vec![9; 32],
+            versions: vec![1],
+            suites: vec![1],
+            listed_extensions: vec![POLICY_EXTENSION, LAST_RESORT],
+            listed_proposals: vec![],
+            credentials: vec![2],
+            leaf_extensions: vec![],
+            extensions: vec![],
+            source: None,
+        }
+    }
+}
+
+fn extensions(list: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, data) in list {
+        bytes.put(&kind.to_be_bytes());
+        bytes.put_vector(data);
+    }
+    bytes
+}
+
 /// One device's identity.
 pub struct Device {
     pub user: Uuid,
@@ -159,20 +203,29 @@ impl Device {
 
     /// A leaf; `source` is its leaf_node_source with what follows, `place` the group and index that a Commit's leaf is bound to.
     fn leaf(&self, source: &[u8], place: Option<(&[u8], u32)>) -> Vec<u8> {
+        self.leaf_of(&Parts::default(), source, place)
+    }
+
+    fn leaf_of(&self, parts: &Parts, source: &[u8], place: Option<(&[u8], u32)>) -> Vec<u8> {
         let mut leaf = Vec::new();
-        leaf.put_vector(&[9; 32]);
+        leaf.put_vector(&parts.encryption_key);
         leaf.put_vector(self.pair.public_key().as_ref());
         leaf.put(&2u16.to_be_bytes());
         let mut chain = Vec::new();
         chain.put_vector(&self.certificate);
         leaf.put_vector(&chain);
-        leaf.put_vector(&1u16.to_be_bytes());
-        leaf.put_vector(&1u16.to_be_bytes());
-        leaf.put_vector(&POLICY_EXTENSION.to_be_bytes());
-        leaf.put_vector(&[]);
-        leaf.put_vector(&2u16.to_be_bytes());
+        for list in [
+            &parts.versions,
+            &parts.suites,
+            &parts.listed_extensions,
+            &parts.listed_proposals,
+            &parts.credentials,
+        ] {
+            let list: Vec<u8> = list.iter().flat_map(|value| value.to_be_bytes()).collect();
+            leaf.put_vector(&list);
+        }
         leaf.put(source);
-        leaf.put_vector(&[]);
+        leaf.put_vector(&extensions(&parts.leaf_extensions));
         let mut signed = leaf.clone();
         if let Some((group, index)) = place {
             signed.put_vector(group);
@@ -184,16 +237,28 @@ impl Device {
 
     /// MLSMessage(KeyPackage) that lives from `from` to `until` seconds from now.
     pub fn key_package(&self, suite: u16, from: i64, until: i64, last_resort: bool) -> Vec<u8> {
+        let mut parts = Parts::default();
+        if last_resort {
+            parts.extensions.push((LAST_RESORT, vec![]));
+        }
+        self.key_package_of(&parts, suite, from, until)
+    }
+
+    /// The same, made of these parts and well signed.
+    pub fn key_package_of(&self, parts: &Parts, suite: u16, from: i64, until: i64) -> Vec<u8> {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let mut source = vec![1];
-        source.put(&(now + from).to_be_bytes());
-        source.put(&(now + until).to_be_bytes());
+        let source = parts.source.clone().unwrap_or_else(|| {
+            let mut source = vec![1];
+            source.put(&(now + from).to_be_bytes());
+            source.put(&(now + until).to_be_bytes());
+            source
+        });
         let mut body = Vec::new();
         body.put(&1u16.to_be_bytes());
         body.put(&suite.to_be_bytes());
-        body.put_vector(Uuid::new_v4().as_bytes());
-        body.put(&self.leaf(&source, None));
-        body.put_vector(if last_resort { &[0, 10, 0] } else { &[] });
+        body.put_vector(&parts.init_key);
+        body.put(&self.leaf_of(parts, &source, None));
+        body.put_vector(&extensions(&parts.extensions));
         let signature = self.sign_with_label("KeyPackageTBS", &body);
         body.put_vector(&signature);
         [&[0, 1, 0, 5], body.as_slice()].concat()

@@ -7,6 +7,7 @@
 )]
 
 pub mod forge;
+pub mod key_packages;
 pub mod trio;
 
 use std::{

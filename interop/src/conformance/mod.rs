@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`party`] | devices on the contract with mls-rs under them, and rooms that they share |
 //! | [`expect`] | what a refusal has to look like |
-//! | `epochs`, `content`, `reading`, `doors` | the checks |
+//! | `epochs`, `content`, `reading`, `doors`, `key_packages` | the checks |
 //!
 //! A check makes a group of its own, so that one that fails says nothing about the next.
 
@@ -16,6 +16,7 @@ pub mod party;
 mod content;
 mod doors;
 mod epochs;
+mod key_packages;
 mod reading;
 
 use party::Parties;
@@ -43,6 +44,7 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
         .chain(content::CHECKS)
         .chain(reading::CHECKS)
         .chain(doors::CHECKS)
+        .chain(key_packages::CHECKS)
 }
 
 /// What came of a check.

@@ -387,6 +387,10 @@ impl Peer for MlsRsPeer {
     }
 
     fn create_branch(&self, request: CreateBranchRequest) -> Answer<CreateSubgroupResponse> {
+        if !request.extensions.is_empty() {
+            // mls-rs branches with the extensions of the group that it branches from.
+            return Err(Refusal::unsupported("a branch with extensions of its own"));
+        }
         let packages = request.key_packages.iter().map(|bytes| message(bytes));
         let packages = packages.collect::<Answer<Vec<_>>>()?;
         self.member(request.state_id, |member| {

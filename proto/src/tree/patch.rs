@@ -163,14 +163,9 @@ fn nodes_of(width: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::Tree;
+    use crate::tree::{Tree, node::tests::sample};
 
     const SUITE: Suite = Suite::X25519Aes128;
-
-    /// A node of the kind that belongs at an index.
-    fn node(index: u32, salt: u8) -> Vec<u8> {
-        vec![1, if index.is_multiple_of(2) { 1 } else { 2 }, salt]
-    }
 
     /// Patches a tree, and compares with hashing all of it.
     fn check(before: &Tree, after: &Tree) {
@@ -210,13 +205,13 @@ mod tests {
         for width in [1, 2, 4, 8] {
             let mut before = Tree::blank(width).unwrap();
             for index in (0..2 * width - 1).filter(|index| index % 3 != 1) {
-                before.set(index, Some(&node(index, 1))).unwrap();
+                before.set(index, Some(&sample(index, 1))).unwrap();
             }
             for grown in [width, 2 * width, 4 * width] {
                 for first in 0..2 * grown - 1 {
                     let mut after = before.clone();
                     after.resize(grown).unwrap();
-                    after.set(first, Some(&node(first, 2))).unwrap();
+                    after.set(first, Some(&sample(first, 2))).unwrap();
                     check(&before, &after);
                     let last = (first * 7 + 3) % (2 * grown - 1);
                     after.set(last, None).unwrap();
@@ -230,7 +225,7 @@ mod tests {
     fn the_work_grows_with_the_depth() {
         let before = Tree::blank(1 << 14).unwrap();
         let mut after = before.clone();
-        after.set(4_000, Some(&node(4_000, 1))).unwrap();
+        after.set(4_000, Some(&sample(4_000, 1))).unwrap();
         let patch = Patch::read(&after.update_since(&before), before.width());
         let wanted = patch.unwrap().unwrap().wanted();
         assert_eq!((wanted.nodes.len(), wanted.hashes.len()), (14, 14));
@@ -251,7 +246,7 @@ mod tests {
         });
         assert!(Patch::read(&update, 4).is_err());
         update.nodes[0].index = 0;
-        update.nodes[0].node = Some(node(1, 1).into());
+        update.nodes[0].node = Some(sample(1, 1).into());
         assert!(Patch::read(&update, 4).is_err());
     }
 
@@ -259,7 +254,7 @@ mod tests {
     fn a_missing_hash_is_an_error() {
         let before = Tree::blank(4).unwrap();
         let mut after = before.clone();
-        after.set(0, Some(&node(0, 1))).unwrap();
+        after.set(0, Some(&sample(0, 1))).unwrap();
         let patch = Patch::read(&after.update_since(&before), 4).unwrap();
         let made = patch.unwrap().hashes(SUITE, &Nodes::new(), &Hashes::new());
         assert!(made.is_err());

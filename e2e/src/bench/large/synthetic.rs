@@ -272,7 +272,7 @@ impl World {
         let leaf = self.leaf(&creator, salt.wrapping_add(2))?;
         self.tree.set(0, Some(&leaf))?;
         let mut parent = vec![1, 2];
-        parent.put_vector(&[salt; 32]);
+        parent.put_vector(&[salt.wrapping_add(2); 32]);
         parent.put_vector(&[salt; 32]);
         parent.put_vector(&[]);
         for level in 1..=self.tree.width().ilog2() {

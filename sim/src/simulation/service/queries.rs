@@ -1,7 +1,11 @@
 //! What is only read; KeyPackages and the inbox.
 
 use chancery_proto::{
-    common::v1::UserRef, delivery::v1::*, key_package::KeyPackage, status, welcome::assemble,
+    common::v1::{Reason, UserRef},
+    delivery::v1::*,
+    key_package::KeyPackage,
+    status,
+    welcome::assemble,
 };
 use delivery_service::{group::Rejection, read::next_span};
 use tonic::Status;
@@ -162,6 +166,11 @@ impl Service {
     pub fn publish(&self, who: Who, request: &PublishKeyPackagesRequest) -> Done<Vec<Stock>> {
         for body in &request.key_packages {
             let package = KeyPackage::parse(body, MAX).map_err(malformed)?;
+            let checked = package.check().and_then(|()| package.check_grease());
+            checked.map_err(|fault| {
+                let rule = [("rule", fault.rule().to_owned())];
+                status::refusal(Reason::CredentialInvalid, &fault.to_string(), rule)
+            })?;
             let reference = package.reference().unwrap_or_default();
             let stored = Package {
                 owner: who,
