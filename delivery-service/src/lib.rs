@@ -100,6 +100,11 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V4__leaf_index.sql"),
             oldest_binary: 2,
         },
+        Step {
+            name: "V8__assume",
+            sql: include_str!("../migrations/V8__assume.sql"),
+            oldest_binary: 2,
+        },
     ],
 };
 
@@ -114,19 +119,31 @@ pub struct Listeners {
 /// Serves until shutdown. Used by the binary, by `single-node` and by tests alike.
 ///
 /// # Errors
-/// Limits that do not fit together, a schema that does not fit this binary, a listener that fails.
+/// Limits that do not fit together, a schema that does not fit this binary, a listener that fails, a task that ended
+/// before the drain.
 pub async fn serve(
     listeners: Listeners,
     config: Config,
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
+    let served = serve_until_drained(listeners, config, db, &shutdown).await;
+    shutdown.finish(served).await
+}
+
+async fn serve_until_drained(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
     if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+        let serving = ops::serve_ops(bound, db.clone(), shutdown.clone());
+        shutdown.spawn_unawaited("ops", serving);
     }
     let issuers = issuers::Issuers::default();
-    let begun = when_reachable(&shutdown, || begin(&db, &config, &issuers));
+    let begun = when_reachable(shutdown, || begin(&db, &config, &issuers));
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
     };
@@ -142,7 +159,7 @@ pub async fn serve(
             clock: clock.clone(),
             tokens: tokens::Tokens::new(config.token_cache_items),
         },
-        batch: batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch),
+        batch: batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch, shutdown),
         hub,
         issuers: issuers.clone(),
         domains: domains.clone(),
@@ -151,25 +168,7 @@ pub async fn serve(
         catching_up: Arc::new(Semaphore::new(config.catch_up_items.into())),
         config,
     });
-    let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
-    for follower in followers {
-        let feed = status_feed::StatusFeed::new(follower.clone(), &node);
-        tokio::spawn(feed.run(shutdown.clone()));
-        tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
-    }
-    wake::run(&db, &node.hub, &shutdown);
-    tokio::spawn(poll::run(node.clone(), shutdown.clone()));
-    let (closing, hub) = (shutdown.soft(), node.hub.clone());
-    tokio::spawn(async move {
-        closing.cancelled().await;
-        hub.close();
-    });
-    for _ in 0..node.config.followers_items {
-        tokio::spawn(follow::run(node.clone(), shutdown.clone()));
-    }
-    tokio::spawn(retention::run(node.clone(), shutdown.clone()));
-    tokio::spawn(recovery::run_voids(node.clone(), shutdown.clone()));
-    tokio::spawn(revocations::run_sweeps(node.clone(), shutdown.clone()));
+    spawn_tasks(&node, followers, shutdown);
     let request_bytes = usize::try_from(node.config.limits.request_bytes)?;
     let rpc = rpc::Rpc::new(node, shutdown.clone());
     let service = DeliveryServiceServer::new(rpc.clone()).max_decoding_message_size(request_bytes);
@@ -178,9 +177,42 @@ pub async fn serve(
         listeners.public,
         Services::new().with_service(service),
         ServerOptions::new("ds"),
-        shutdown,
+        shutdown.clone(),
     )
     .await
+}
+
+/// What goes on in a node beside its requests, until shutdown.
+fn spawn_tasks(node: &node::Node, followers: Vec<Arc<issuers::Follower>>, shutdown: &Shutdown) {
+    let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
+    for follower in followers {
+        let feed = status_feed::StatusFeed::new(follower.clone(), node);
+        shutdown.spawn("status_feed", feed.run(shutdown.clone()));
+        let (db, issuers) = (node.db.clone(), node.issuers.clone());
+        let (refreshing, drain) = (
+            follower.run(db, issuers, refresh, shutdown.clone()),
+            shutdown.soft(),
+        );
+        shutdown.spawn("issuer_keys", async move {
+            // An Authentication Service that does not answer holds up no drain.
+            drain.run_until_cancelled(refreshing).await;
+        });
+    }
+    wake::run(&node.db, &node.hub, shutdown);
+    shutdown.spawn("poll", poll::run(node.clone(), shutdown.clone()));
+    let (closing, hub) = (shutdown.soft(), node.hub.clone());
+    shutdown.spawn("close_streams", async move {
+        closing.cancelled().await;
+        hub.close();
+    });
+    for _ in 0..node.config.followers_items {
+        let reading = follow::run(node.clone(), shutdown.clone());
+        shutdown.spawn("shared_reader", reading);
+    }
+    let (node, drain) = (node.clone(), shutdown.clone());
+    shutdown.spawn("retention", retention::run(node.clone(), drain.clone()));
+    shutdown.spawn("voids", recovery::run_voids(node.clone(), drain.clone()));
+    shutdown.spawn("revocations", revocations::run_sweeps(node, drain));
 }
 
 /// Looks at the schema, numbers the domains, and recalls what their Authentication Services said.
