@@ -162,8 +162,9 @@ pub async fn look(node: &Node, pulses: &[(Vec<u8>, Pulse)]) -> Result<(), DbErro
                 false => Ok::<_, DbError>((REST, REST)),
             }
         });
-        // A group that fails is looked at again when a large one would be.
-        let (after_commit, pause) = asked.await?.unwrap_or((REST, REST));
+        // A group that failed is looked at again soon.
+        let soon = (SMALL_REST_AFTER_COMMIT, SMALL_REST_AFTER_COMMIT);
+        let (after_commit, pause) = asked.await?.unwrap_or(soon);
         node.hub.warming(group, epoch_seq, after_commit, pause);
     }
     Ok(())

@@ -29,8 +29,9 @@ fn statements_are_not_compiled_on_a_stock_cluster() {
         assert!(!setting.ends_with("from command line"), "{name}: {setting}");
     }
     assert!(setting(&cluster, "jit").starts_with("on"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all();
-    runtime.build().unwrap().block_on(async {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    runtime.block_on(async {
         let db = Db::connect(&cluster.admin_url(), &PoolOptions::default()).unwrap();
         let client = db.client().await.unwrap();
         assert!(!is_compiled(&client).await);
