@@ -72,6 +72,7 @@ use service_kit::{
 
 pub use config::Config;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// The schema, in order.
 pub const MIGRATIONS: Migrations = Migrations {
@@ -189,14 +190,8 @@ fn spawn_tasks(node: &node::Node, followers: Vec<Arc<issuers::Follower>>, shutdo
         let feed = status_feed::StatusFeed::new(follower.clone(), node);
         shutdown.spawn("status_feed", feed.run(shutdown.clone()));
         let (db, issuers) = (node.db.clone(), node.issuers.clone());
-        let (refreshing, drain) = (
-            follower.run(db, issuers, refresh, shutdown.clone()),
-            shutdown.soft(),
-        );
-        shutdown.spawn("issuer_keys", async move {
-            // An Authentication Service that does not answer holds up no drain.
-            drain.run_until_cancelled(refreshing).await;
-        });
+        let refreshing = follower.run(db, issuers, refresh, shutdown.clone());
+        shutdown.spawn("issuer_keys", until_drain(shutdown.soft(), refreshing));
     }
     wake::run(&node.db, &node.hub, shutdown);
     shutdown.spawn("poll", poll::run(node.clone(), shutdown.clone()));
@@ -209,10 +204,18 @@ fn spawn_tasks(node: &node::Node, followers: Vec<Arc<issuers::Follower>>, shutdo
         let reading = follow::run(node.clone(), shutdown.clone());
         shutdown.spawn("shared_reader", reading);
     }
-    let (node, drain) = (node.clone(), shutdown.clone());
-    shutdown.spawn("retention", retention::run(node.clone(), drain.clone()));
-    shutdown.spawn("voids", recovery::run_voids(node.clone(), drain.clone()));
-    shutdown.spawn("revocations", revocations::run_sweeps(node, drain));
+    let pruning = retention::run(node.clone(), shutdown.clone());
+    shutdown.spawn("retention", until_drain(shutdown.soft(), pruning));
+    let voiding = recovery::run_voids(node.clone(), shutdown.clone());
+    shutdown.spawn("voids", until_drain(shutdown.soft(), voiding));
+    let marking = revocations::run_sweeps(node.clone(), shutdown.clone());
+    shutdown.spawn("revocations", until_drain(shutdown.soft(), marking));
+}
+
+/// Work that may take long and is dropped when the drain begins, wherever it is: what it has not committed is undone,
+/// and another node, or this one after its next start, goes on with it.
+async fn until_drain(drain: CancellationToken, work: impl Future<Output = ()>) {
+    drain.run_until_cancelled(work).await;
 }
 
 /// Looks at the schema, numbers the domains, and recalls what their Authentication Services said.
