@@ -6,7 +6,7 @@ use chancery_proto::{
     auth::v1::{StatusChange, device_status::Subject},
     common::v1::{DeviceRef, Reason, UserRef},
 };
-use service_kit::{db::Transaction, lifecycle::Shutdown};
+use service_kit::{db::Transaction, items::Items, lifecycle::Shutdown};
 use uuid::Uuid;
 
 use crate::{error::Error, feed, node::Node, store};
@@ -145,12 +145,22 @@ async fn expire(node: &Node) -> Result<i64, Error> {
 
 async fn expire_in(tx: &Transaction<'_>, node: &Node) -> Result<i64, Error> {
     let devices = store::devices::lock_expired(tx, BATCH).await?;
-    for device in &devices {
-        let subject = device_subject(node, *device);
-        let change = StatusChange::Expired;
-        let seq = feed::append(tx, &node.keys, &node.signer, subject, change).await?;
-        store::devices::mark_expired(tx, *device, seq).await?;
-        store::feed::audit(tx, "clock", "expire", &format!("device:{device}")).await?;
+    let mut items = Items::of("certificate_expiry");
+    let mut expired = 0;
+    for device in devices {
+        let done = items
+            .one_in(tx, device, expire_one(tx, node, device))
+            .await?;
+        expired += i64::from(done.is_some());
     }
-    Ok(i64::try_from(devices.len()).unwrap_or(BATCH))
+    Ok(expired)
+}
+
+async fn expire_one(tx: &Transaction<'_>, node: &Node, device: Uuid) -> Result<(), Error> {
+    let subject = device_subject(node, device);
+    let change = StatusChange::Expired;
+    let seq = feed::append(tx, &node.keys, &node.signer, subject, change).await?;
+    store::devices::mark_expired(tx, device, seq).await?;
+    store::feed::audit(tx, "clock", "expire", &format!("device:{device}")).await?;
+    Ok(())
 }

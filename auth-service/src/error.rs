@@ -1,7 +1,10 @@
 //! What can go wrong, and its one exhaustive map to `tonic::Status`.
 
 use chancery_proto::{common::v1::Reason, status};
-use service_kit::db::{DbError, TxError};
+use service_kit::{
+    db::{DbError, TxError},
+    items::ItemError,
+};
 use tonic::Status;
 
 /// A refusal or failure of a request.
@@ -92,6 +95,13 @@ impl From<Error> for TxError<Error> {
             Error::Db(error) => Self::Db(error),
             error => Self::Rejected(error),
         }
+    }
+}
+
+impl ItemError for Error {
+    fn is_shared(&self) -> bool {
+        // A conflict ends the transaction, and with it all of its items: it is made again.
+        matches!(self, Self::Db(error) if error.is_shared() || matches!(error, DbError::Conflict))
     }
 }
 

@@ -84,17 +84,29 @@ pub struct Listeners {
 /// Serves until shutdown. Used by the binary, by `single-node` and by tests alike.
 ///
 /// # Errors
-/// Keys that cannot be used, a schema that does not fit this binary, a listener that fails.
+/// Keys that cannot be used, a schema that does not fit this binary, a listener that fails, a task that ended before
+/// the drain.
 pub async fn serve(
     listeners: Listeners,
     config: Config,
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
+    let served = serve_until_drained(listeners, config, db, &shutdown).await;
+    shutdown.finish(served).await
+}
+
+async fn serve_until_drained(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+        let serving = ops::serve_ops(bound, db.clone(), shutdown.clone());
+        shutdown.spawn_unawaited("ops", serving);
     }
-    let Some(now) = when_reachable(&shutdown, || begin(&db)).await? else {
+    let Some(now) = when_reachable(shutdown, || begin(&db)).await? else {
         return Ok(());
     };
     let (folder, domain) = (config.keys.clone(), config.domain.clone());
@@ -110,7 +122,8 @@ pub async fn serve(
         moved: tokio::sync::watch::Sender::new(()),
         config: Arc::new(config),
     };
-    tokio::spawn(access::run_expiry(node.clone(), shutdown.clone()));
+    let expiring = access::run_expiry(node.clone(), shutdown.clone());
+    shutdown.spawn("certificate_expiry", expiring);
     let public = AuthServiceServer::new(rpc::Rpc::new(node.clone(), shutdown.clone()))
         .max_decoding_message_size(request_bytes);
     let admin =
@@ -125,7 +138,7 @@ pub async fn serve(
         listeners.admin,
         Services::new().with_service(admin),
         ServerOptions::new("as_admin"),
-        shutdown,
+        shutdown.clone(),
     );
     tokio::try_join!(public, admin)?;
     Ok(())

@@ -1,5 +1,7 @@
 //! `auth-service serve`, `auth-service migrate`, and the operator's commands.
 
+use std::process::ExitCode;
+
 use auth_service::{Config, Listeners, MIGRATIONS, operator, serve};
 use clap::Parser;
 use service_kit::{
@@ -7,24 +9,15 @@ use service_kit::{
     lifecycle::{Shutdown, raise_file_limit},
     listen::{ListenAddr, TlsFiles, bind},
     migrate,
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogOptions},
 };
 
 /// Who is who: enrols devices, issues certificates and tokens, revokes, keeps the directory.
 #[derive(Debug, Parser)]
 #[command(name = "auth-service", version)]
 struct Cli {
-    /// The form of the log lines on stderr.
-    #[arg(
-        long,
-        global = true,
-        env = "CHANCERY_LOG_FORMAT",
-        default_value = "human"
-    )]
-    log_format: LogFormat,
-    /// Which log lines are written, such as `info` or `auth_service=debug`.
-    #[arg(long, global = true, env = "CHANCERY_LOG", default_value = "info")]
-    log: String,
+    #[command(flatten)]
+    log: LogOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -94,11 +87,16 @@ struct Migrate {
     restored: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::init(cli.log_format, &cli.log)?;
-    raise_file_limit();
-    match cli.command {
+    telemetry::run(&cli.log, || {
+        raise_file_limit();
+        carry_out(cli.command)
+    })
+}
+
+fn carry_out(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Migrate(options) => {
             migrate::run(
                 &options.database_url,

@@ -6,7 +6,7 @@ use chancery_proto::{
     auth::v1::{SignedStatus, WatchDeviceStatusRequest, WatchDeviceStatusResponse, signed_status},
     common::v1::Reason,
 };
-use service_kit::lifecycle::Shutdown;
+use service_kit::lifecycle::{Shutdown, spawn_short};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -53,7 +53,7 @@ pub async fn open(
         cursor: request.after_seq,
         sink,
     };
-    tokio::spawn(watcher.run(moved, shutdown.clone()));
+    spawn_short(watcher.run(moved, shutdown.clone()));
     Ok(ReceiverStream::new(stream))
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chancery_proto::delivery::v1::{Requested, RequestedItem, requested::What};
-use service_kit::db::DbError;
+use service_kit::{db::DbError, items::Items};
 
 use crate::{
     group::DeviceKey,
@@ -26,18 +26,24 @@ const NAMES: i64 = 20;
 /// # Errors
 /// The database.
 pub async fn look(node: &Node, pulses: &[(Vec<u8>, Pulse)]) -> Result<(), DbError> {
+    let mut items = Items::of("requests");
     for (group, pulse) in pulses {
-        if pulse.removals_wait {
-            ask_removal(node, group).await?;
-        }
-        match pulse.unsettled {
-            Some(epoch_seq) if node.hub.report_is_due(group, epoch_seq, REPORT_TURN) => {
-                ask_reports(node, group, epoch_seq).await?;
-            }
-            _ => {}
-        }
+        let name = hex::encode(group);
+        items.one(name, ask_what_is_due(node, group, pulse)).await?;
     }
     Ok(())
+}
+
+async fn ask_what_is_due(node: &Node, group: &[u8], pulse: &Pulse) -> Result<(), DbError> {
+    if pulse.removals_wait {
+        ask_removal(node, group).await?;
+    }
+    match pulse.unsettled {
+        Some(epoch_seq) if node.hub.report_is_due(group, epoch_seq, REPORT_TURN) => {
+            ask_reports(node, group, epoch_seq).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Followers of the group on this node that are members in good standing and did not leave an earlier request unanswered.

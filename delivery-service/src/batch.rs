@@ -19,7 +19,10 @@ use std::{
 };
 
 use chancery_proto::{common::v1::Reason, delivery::v1::SendMessageResponse};
-use service_kit::db::{Db, DbError};
+use service_kit::{
+    db::{Db, DbError},
+    lifecycle::Shutdown,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
@@ -100,6 +103,7 @@ impl Batcher {
         clock: &Clock,
         remembered: &Remembered,
         options: &BatchOptions,
+        shutdown: &Shutdown,
     ) -> Self {
         let writer = Writer {
             db: db.clone(),
@@ -117,8 +121,9 @@ impl Batcher {
                     limits: options.clone(),
                     sidings: HashMap::new(),
                     finished,
+                    shutdown: shutdown.clone(),
                 };
-                tokio::spawn(lane.run(jobs, cleared));
+                shutdown.spawn("append_lane", lane.run(jobs, cleared));
                 sender
             })
             .collect();
@@ -197,6 +202,7 @@ struct Lane {
     /// Groups whose messages are on a siding, with what came for them since.
     sidings: HashMap<Vec<u8>, Vec<Job>>,
     finished: mpsc::UnboundedSender<Vec<u8>>,
+    shutdown: Shutdown,
 }
 
 impl Lane {
@@ -259,7 +265,7 @@ impl Lane {
         metrics::counter!("chancery_ds_append_sidings_total").increment(1);
         let (writer, limits) = (self.writer.clone(), self.limits.clone());
         let finished = self.finished.clone();
-        tokio::spawn(async move {
+        self.shutdown.spawn_job("append_siding", async move {
             let mut jobs = VecDeque::from(jobs);
             while !jobs.is_empty() {
                 let batch = take_batch(&mut jobs, &limits);
@@ -294,13 +300,19 @@ fn by_group(jobs: Vec<Job>) -> HashMap<Vec<u8>, Vec<Job>> {
     groups
 }
 
-/// A failure that lies in none of the messages, as often as it is needed.
-fn everybodys(error: &Error) -> Option<fn() -> Error> {
+/// A failure that lies in none of the messages: each of them gets it, and none is tried alone.
+fn shared_failure(error: &Error) -> Option<&DbError> {
     match error {
-        Error::Db(DbError::Busy | DbError::Conflict) => Some(|| DbError::Busy.into()),
-        Error::Db(DbError::Unavailable) => Some(|| DbError::Unavailable.into()),
-        Error::Db(DbError::OutcomeUnknown) => Some(|| DbError::OutcomeUnknown.into()),
+        Error::Db(error) if error.is_shared() => Some(error),
+        // Whoever waited for a lock as long as it may be waited for does not wait for it again, message by message.
+        Error::Db(error @ (DbError::Busy | DbError::Conflict)) => Some(error),
         _ => None,
+    }
+}
+
+fn answer_all(jobs: Vec<Job>, failure: &DbError) {
+    for job in jobs {
+        job.answer(Err(failure.clone().into()));
     }
 }
 
@@ -335,16 +347,18 @@ impl Writer {
             }
         }
         // They are of different groups.
-        let (left, mut passed_over) = tokio::join!(
+        let ((left, wait_for_left), mut passed_over) = tokio::join!(
             self.write_foreseen(foreseen, foresight),
             self.write_locked(rest, wait)
         );
-        passed_over.extend(self.write_locked(left, wait).await);
+        passed_over.extend(self.write_locked(left, wait_for_left).await);
         passed_over
     }
 
-    /// Writes and answers what was foreseen; gives it back where something was not as foreseen, and nothing was written.
-    async fn write_foreseen(&self, jobs: Vec<Job>, foresight: Foresight) -> Vec<Job> {
+    /// Writes and answers what was foreseen. Gives it back where something was not as foreseen or a head is held for
+    /// long, for the locked way, and says how that should wait. Nothing was written then.
+    async fn write_foreseen(&self, jobs: Vec<Job>, foresight: Foresight) -> (Vec<Job>, Wait) {
+        let wait = Wait::Briefly(self.lock_millis);
         let messages = messages(&jobs);
         let foresight = Arc::new(foresight);
         let (shared, basis, lock_millis) = (messages.clone(), foresight.clone(), self.lock_millis);
@@ -362,20 +376,25 @@ impl Writer {
                         job.answer(answer);
                     }
                 }
-                Vec::new()
+                (Vec::new(), wait)
             }
-            Err(Error::Db(DbError::OutcomeUnknown)) => {
-                let unknown = |job: Job| job.answer(Err(DbError::OutcomeUnknown.into()));
-                jobs.into_iter().for_each(unknown);
-                Vec::new()
-            }
-            Err(error) => {
+            // A head has moved, something was said of a device, or a message_id was used before.
+            Err(Error::Db(error @ (DbError::NotAsAssumed | DbError::Duplicate(_)))) => {
                 tracing::debug!(%error, "not as foreseen");
                 metrics::counter!("chancery_ds_append_unforeseen_total").increment(1);
                 let groups = foresight.heads.keys().map(Vec::as_slice);
                 self.remembered.disappointed(groups);
-                jobs
+                (jobs, wait)
             }
+            // It waited as briefly as the locked way would have.
+            Err(Error::Db(DbError::Busy)) => (jobs, Wait::PassOver),
+            Err(error) => match shared_failure(&error) {
+                Some(failure) => {
+                    answer_all(jobs, failure);
+                    (Vec::new(), wait)
+                }
+                None => (jobs, wait),
+            },
         }
     }
 
@@ -406,8 +425,8 @@ impl Writer {
                         }
                     }
                 }
-                Err(error) => match everybodys(&error) {
-                    Some(again) => part.into_iter().for_each(|job| job.answer(Err(again()))),
+                Err(error) => match shared_failure(&error) {
+                    Some(failure) => answer_all(part, failure),
                     None if part.len() > 1 => {
                         let rest = part.split_off(part.len() / 2);
                         parts.push_front(rest);

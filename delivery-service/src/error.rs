@@ -1,7 +1,7 @@
 //! What can go wrong, and its one exhaustive map to `tonic::Status`.
 
 use chancery_proto::{common::v1::Reason, key_package::KeyPackageFault, leaf::LeafFault};
-use service_kit::db::DbError;
+use service_kit::{db::DbError, items::ItemError};
 use tonic::Status;
 
 use crate::group::Rejection;
@@ -78,6 +78,12 @@ impl Error {
     /// The one answer to an unknown group and to one that the caller is not in.
     pub fn no_group() -> Self {
         Self::Rejected(Rejection::NotFound)
+    }
+}
+
+impl ItemError for Error {
+    fn is_shared(&self) -> bool {
+        matches!(self, Self::Db(error) if error.is_shared())
     }
 }
 

@@ -74,6 +74,7 @@ use service_kit::{
 
 pub use config::Config;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 /// The schema, in order.
 pub const MIGRATIONS: Migrations = Migrations {
@@ -114,6 +115,11 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V7__leaf_keys.sql"),
             oldest_binary: 2,
         },
+        Step {
+            name: "V8__assume",
+            sql: include_str!("../migrations/V8__assume.sql"),
+            oldest_binary: 2,
+        },
     ],
 };
 
@@ -128,19 +134,31 @@ pub struct Listeners {
 /// Serves until shutdown. Used by the binary, by `single-node` and by tests alike.
 ///
 /// # Errors
-/// Limits that do not fit together, a schema that does not fit this binary, a listener that fails.
+/// Limits that do not fit together, a schema that does not fit this binary, a listener that fails, a task that ended
+/// before the drain.
 pub async fn serve(
     listeners: Listeners,
     config: Config,
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
+    let served = serve_until_drained(listeners, config, db, &shutdown).await;
+    shutdown.finish(served).await
+}
+
+async fn serve_until_drained(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
     if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+        let serving = ops::serve_ops(bound, db.clone(), shutdown.clone());
+        shutdown.spawn_unawaited("ops", serving);
     }
     let issuers = issuers::Issuers::default();
-    let begun = when_reachable(&shutdown, || begin(&db, &config, &issuers));
+    let begun = when_reachable(shutdown, || begin(&db, &config, &issuers));
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
     };
@@ -156,7 +174,7 @@ pub async fn serve(
             clock: clock.clone(),
             tokens: tokens::Tokens::new(config.token_cache_items),
         },
-        batch: batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch),
+        batch: batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch, shutdown),
         hub,
         issuers: issuers.clone(),
         domains: domains.clone(),
@@ -165,25 +183,7 @@ pub async fn serve(
         catching_up: Arc::new(Semaphore::new(config.catch_up_items.into())),
         config,
     });
-    let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
-    for follower in followers {
-        let feed = status_feed::StatusFeed::new(follower.clone(), &node);
-        tokio::spawn(feed.run(shutdown.clone()));
-        tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
-    }
-    wake::run(&db, &node.hub, &shutdown);
-    tokio::spawn(poll::run(node.clone(), shutdown.clone()));
-    let (closing, hub) = (shutdown.soft(), node.hub.clone());
-    tokio::spawn(async move {
-        closing.cancelled().await;
-        hub.close();
-    });
-    for _ in 0..node.config.followers_items {
-        tokio::spawn(follow::run(node.clone(), shutdown.clone()));
-    }
-    tokio::spawn(retention::run(node.clone(), shutdown.clone()));
-    tokio::spawn(recovery::run_voids(node.clone(), shutdown.clone()));
-    tokio::spawn(revocations::run_sweeps(node.clone(), shutdown.clone()));
+    spawn_tasks(&node, followers, shutdown);
     let request_bytes = usize::try_from(node.config.limits.request_bytes)?;
     let rpc = rpc::Rpc::new(node, shutdown.clone());
     let service = DeliveryServiceServer::new(rpc.clone()).max_decoding_message_size(request_bytes);
@@ -192,9 +192,44 @@ pub async fn serve(
         listeners.public,
         Services::new().with_service(service),
         ServerOptions::new("ds"),
-        shutdown,
+        shutdown.clone(),
     )
     .await
+}
+
+/// What goes on in a node beside its requests, until shutdown.
+fn spawn_tasks(node: &node::Node, followers: Vec<Arc<issuers::Follower>>, shutdown: &Shutdown) {
+    let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
+    for follower in followers {
+        let feed = status_feed::StatusFeed::new(follower.clone(), node);
+        shutdown.spawn("status_feed", feed.run(shutdown.clone()));
+        let (db, issuers) = (node.db.clone(), node.issuers.clone());
+        let refreshing = follower.run(db, issuers, refresh, shutdown.clone());
+        shutdown.spawn("issuer_keys", until_drain(shutdown.soft(), refreshing));
+    }
+    wake::run(&node.db, &node.hub, shutdown);
+    shutdown.spawn("poll", poll::run(node.clone(), shutdown.clone()));
+    let (closing, hub) = (shutdown.soft(), node.hub.clone());
+    shutdown.spawn("close_streams", async move {
+        closing.cancelled().await;
+        hub.close();
+    });
+    for _ in 0..node.config.followers_items {
+        let reading = follow::run(node.clone(), shutdown.clone());
+        shutdown.spawn("shared_reader", reading);
+    }
+    let pruning = retention::run(node.clone(), shutdown.clone());
+    shutdown.spawn("retention", until_drain(shutdown.soft(), pruning));
+    let voiding = recovery::run_voids(node.clone(), shutdown.clone());
+    shutdown.spawn("voids", until_drain(shutdown.soft(), voiding));
+    let marking = revocations::run_sweeps(node.clone(), shutdown.clone());
+    shutdown.spawn("revocations", until_drain(shutdown.soft(), marking));
+}
+
+/// Work that may take long and is dropped when the drain begins, wherever it is: what it has not committed is undone,
+/// and another node, or this one after its next start, goes on with it.
+async fn until_drain(drain: CancellationToken, work: impl Future<Output = ()>) {
+    drain.run_until_cancelled(work).await;
 }
 
 /// Looks at the schema, numbers the domains, and recalls what their Authentication Services said.

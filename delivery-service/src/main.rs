@@ -1,5 +1,7 @@
 //! `delivery-service serve` and `delivery-service migrate`.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use delivery_service::{Config, Listeners, MIGRATIONS, serve};
 use service_kit::{
@@ -7,7 +9,7 @@ use service_kit::{
     lifecycle::{Shutdown, raise_file_limit},
     listen::{ListenAddr, TlsFiles, bind},
     migrate,
-    telemetry::{self, LogFormat},
+    telemetry::{self, LogOptions},
 };
 
 /// Many small objects that one thread makes and another drops: the system's allocator takes a quarter longer for them.
@@ -18,17 +20,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(name = "delivery-service", version)]
 struct Cli {
-    /// The form of the log lines on stderr.
-    #[arg(
-        long,
-        global = true,
-        env = "CHANCERY_LOG_FORMAT",
-        default_value = "human"
-    )]
-    log_format: LogFormat,
-    /// Which log lines are written, such as `info` or `delivery_service=debug`.
-    #[arg(long, global = true, env = "CHANCERY_LOG", default_value = "info")]
-    log: String,
+    #[command(flatten)]
+    log: LogOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,11 +73,16 @@ struct Migrate {
     restored: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::init(cli.log_format, &cli.log)?;
-    raise_file_limit();
-    match cli.command {
+    telemetry::run(&cli.log, || {
+        raise_file_limit();
+        carry_out(cli.command)
+    })
+}
+
+fn carry_out(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Migrate(options) => {
             migrate::run(
                 &options.database_url,

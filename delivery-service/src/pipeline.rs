@@ -9,7 +9,7 @@ use chancery_proto::{
     },
     status,
 };
-use service_kit::lifecycle::Shutdown;
+use service_kit::lifecycle::{Shutdown, spawn_short};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -43,8 +43,8 @@ pub fn send_messages(
     let (sink, answers) = mpsc::channel(WAITING_ITEMS);
     let (under_way, taken) = mpsc::channel(node.config.batch.pipeline_items.into());
     let taking = take_until_end(node.clone(), caller, messages, under_way, shutdown);
-    let end = tokio::spawn(taking);
-    tokio::spawn(async move {
+    let end = spawn_short(taking);
+    spawn_short(async move {
         if answer_all(&node, taken, &sink).await.is_ok()
             && let Ok(Err(error)) = end.await
         {

@@ -70,7 +70,8 @@ impl Poll {
             node.hub.device_polled(device, pulse);
         }
         drop(client);
-        asking::look(node, &pulses).await?;
-        warming::look(node, &pulses).await
+        let asked = asking::look(node, &pulses).await;
+        let warmed = warming::look(node, &pulses).await;
+        asked.and(warmed)
     }
 }

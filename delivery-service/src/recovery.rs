@@ -14,6 +14,7 @@ use chancery_proto::{
 use prost::Message as _;
 use service_kit::{
     db::{DbError, Transaction, TxError},
+    items::Items,
     lifecycle::Shutdown,
 };
 use sha2::{Digest as _, Sha256};
@@ -259,27 +260,29 @@ async fn void_due(node: &Node) -> Result<(), Error> {
     let client = node.db.client().await?;
     let due = store::recovery::due(&client).await.map_err(DbError::from)?;
     drop(client);
-    let wait = i64::from(node.config.void_after_seconds) * 1_000_000;
+    let mut items = Items::of("voids");
     for (group, epoch_seq) in due {
-        let shared = Arc::new(group);
-        let done = {
-            let (group, domains) = (shared.clone(), node.domains.clone());
-            node.db
-                .run_tx("void", move |tx| {
-                    let group = group.clone();
-                    let domains = domains.clone();
-                    Box::pin(async move { void_in(tx, &domains, &group, epoch_seq, wait).await })
-                })
-                .await
-                .map_err(flatten)?
-        };
-        if let Some((void_seq, devices)) = done {
-            metrics::counter!("chancery_ds_commits_voided_total").increment(1);
-            tracing::warn!(epoch_seq, void_seq, "a Commit was voided");
-            node.hub.group_moved(&shared, void_seq);
-            for device in devices {
-                node.hub.device_changed(device);
-            }
+        let name = hex::encode(&group);
+        items.one(name, void_one(node, group, epoch_seq)).await?;
+    }
+    Ok(())
+}
+
+async fn void_one(node: &Node, group: Vec<u8>, epoch_seq: u64) -> Result<(), Error> {
+    let wait = i64::from(node.config.void_after_seconds) * 1_000_000;
+    let shared = Arc::new(group);
+    let (group, domains) = (shared.clone(), node.domains.clone());
+    let done = node.db.run_tx("void", move |tx| {
+        let group = group.clone();
+        let domains = domains.clone();
+        Box::pin(async move { void_in(tx, &domains, &group, epoch_seq, wait).await })
+    });
+    if let Some((void_seq, devices)) = done.await.map_err(flatten)? {
+        metrics::counter!("chancery_ds_commits_voided_total").increment(1);
+        tracing::warn!(epoch_seq, void_seq, "a Commit was voided");
+        node.hub.group_moved(&shared, void_seq);
+        for device in devices {
+            node.hub.device_changed(device);
         }
     }
     Ok(())

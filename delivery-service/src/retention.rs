@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use service_kit::{db::TxError, lifecycle::Shutdown};
+use service_kit::{db::TxError, items::Items, lifecycle::Shutdown};
 
 use crate::{error::Error, node::Node, store, store::retention::Cutoffs, submit::flatten};
 
@@ -33,7 +33,18 @@ pub async fn prune(node: &Node) -> Result<u64, Error> {
         messages_days: limits.retention_days.into(),
         handshakes_days: limits.handshake_retention_days.into(),
     };
-    let mut pruned = 0;
+    // None of the three depends on another.
+    let emptied = empty_messages(node, cutoffs).await;
+    let forgotten = forget_beginnings(node, cutoffs).await;
+    let swept = delete_expired(node).await;
+    let pruned = emptied? + forgotten?;
+    swept?;
+    Ok(pruned)
+}
+
+/// Takes the payloads of old messages away; how many.
+async fn empty_messages(node: &Node, cutoffs: Cutoffs) -> Result<u64, Error> {
+    let mut emptied = 0;
     loop {
         let batch = node
             .db
@@ -44,11 +55,16 @@ pub async fn prune(node: &Node) -> Result<u64, Error> {
             })
             .await
             .map_err(flatten)?;
-        pruned += batch;
+        emptied += batch;
+        metrics::counter!("chancery_ds_entries_pruned_total").increment(batch);
         if batch == 0 {
-            break;
+            return Ok(emptied);
         }
     }
+}
+
+/// Deletes the old beginnings of all groups' logs; how many entries.
+async fn forget_beginnings(node: &Node, cutoffs: Cutoffs) -> Result<u64, Error> {
     let groups = node
         .db
         .run_tx("prune_look", move |tx| {
@@ -58,9 +74,19 @@ pub async fn prune(node: &Node) -> Result<u64, Error> {
         })
         .await
         .map_err(flatten)?;
+    let mut items = Items::of("retention");
+    let mut forgotten = 0;
     for group in groups {
-        pruned += forget_beginning(node, group, cutoffs).await?;
+        let name = hex::encode(&group);
+        let deleted = items.one(name, forget_beginning(node, group, cutoffs));
+        forgotten += deleted.await?.unwrap_or(0);
     }
+    metrics::counter!("chancery_ds_entries_pruned_total").increment(forgotten);
+    Ok(forgotten)
+}
+
+/// Deletes Welcomes, KeyPackages and claims that nobody can use any more.
+async fn delete_expired(node: &Node) -> Result<(), Error> {
     let swept = node
         .db
         .run_tx("prune_expired", |tx| {
@@ -70,9 +96,8 @@ pub async fn prune(node: &Node) -> Result<u64, Error> {
         })
         .await
         .map_err(flatten)?;
-    metrics::counter!("chancery_ds_entries_pruned_total").increment(pruned);
     metrics::counter!("chancery_ds_expired_rows_deleted_total").increment(swept);
-    Ok(pruned)
+    Ok(())
 }
 
 /// The rows before the last old entry go; that one stays, empty, so that a cursor there can still be checked.

@@ -9,6 +9,7 @@ use chancery_proto::delivery::v1::{
 };
 use service_kit::{
     db::{DbError, Transaction, TxError},
+    items::Items,
     lifecycle::Shutdown,
 };
 use uuid::Uuid;
@@ -50,17 +51,20 @@ pub async fn run_sweeps(node: Node, shutdown: Shutdown) {
 }
 
 async fn sweep(node: &Node) -> Result<(), Error> {
+    // Once around all groups: one that fails comes again in the next sweep, and holds up none behind it.
+    let (mut items, mut after) = (Items::of("revocations"), Vec::new());
     loop {
         let client = node.db.client().await?;
-        let groups = store::revocations::unmarked_groups(&client, GROUPS)
+        let groups = store::revocations::unmarked_groups(&client, &after, GROUPS)
             .await
             .map_err(DbError::from)?;
         drop(client);
-        if groups.is_empty() {
-            break;
-        }
+        let Some(last) = groups.last() else { break };
+        after = last.clone();
         for group in groups {
-            while mark_some(node, &group).await? {}
+            items
+                .one(hex::encode(&group), mark_all(node, &group))
+                .await?;
         }
     }
     let applied = node
@@ -76,6 +80,11 @@ async fn sweep(node: &Node) -> Result<(), Error> {
         tracing::info!(applied, "revocations are marked in every group");
         metrics::counter!("chancery_ds_revocations_applied_total").increment(applied);
     }
+    Ok(())
+}
+
+async fn mark_all(node: &Node, group: &[u8]) -> Result<(), Error> {
+    while mark_some(node, group).await? {}
     Ok(())
 }
 

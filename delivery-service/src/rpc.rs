@@ -7,7 +7,7 @@ use std::{pin::Pin, sync::Arc};
 
 use chancery_proto::delivery::v1::{delivery_service_server::DeliveryService, *};
 use futures_util::{Stream, StreamExt as _};
-use service_kit::lifecycle::Shutdown;
+use service_kit::lifecycle::{Shutdown, spawn_short};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -118,12 +118,12 @@ impl DeliveryService for Rpc {
             key_packages::prepare_claim(&self.node, &caller, request.get_ref()).map_err(status)?;
         let (claim, node) = (Arc::new(claim), self.node.clone());
         let (sink, answers) = mpsc::channel(1);
-        tokio::spawn(async move {
+        spawn_short(async move {
             let parts: Vec<Vec<_>> = claim.devices.chunks(CLAIM_PART).map(Vec::from).collect();
             // Each is a task: a reader that takes its time must not keep a transaction open with KeyPackages locked.
             let parts = futures_util::stream::iter(parts).map(|part| {
                 let (node, claim) = (node.clone(), claim.clone());
-                tokio::spawn(async move { key_packages::claim(&node, &claim, &part).await })
+                spawn_short(async move { key_packages::claim(&node, &claim, &part).await })
             });
             let mut parts = parts.buffered(CLAIM_PARTS);
             // What was claimed before an error, or before the caller went away, is not lost: a repeat of the claim_id gets it again.

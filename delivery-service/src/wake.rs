@@ -96,9 +96,12 @@ impl Waker {
 /// Says and hears, until shutdown.
 pub fn run(db: &Db, hub: &Hub, shutdown: &Shutdown) {
     let node = Uuid::new_v4();
-    tokio::spawn(hear(db.clone(), hub.clone(), node, shutdown.clone()));
-    tokio::spawn(say(db.clone(), hub.waker(), node, shutdown.clone()));
-    tokio::spawn(look(db.clone(), hub.waker(), shutdown.clone()));
+    let (db, waker) = (db.clone(), hub.waker());
+    let hearing = hear(db.clone(), hub.clone(), node, shutdown.clone());
+    shutdown.spawn("wake_hear", hearing);
+    let saying = say(db.clone(), waker.clone(), node, shutdown.clone());
+    shutdown.spawn("wake_say", saying);
+    shutdown.spawn("wake_listeners", look(db, waker, shutdown.clone()));
 }
 
 /// Whether anybody else listens: a node that is alone says nothing.

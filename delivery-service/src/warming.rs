@@ -13,7 +13,10 @@ use std::{
 };
 
 use chancery_proto::delivery::v1::{RequestedItem, requested::What};
-use service_kit::db::{DbError, Object};
+use service_kit::{
+    db::{DbError, Object},
+    items::Items,
+};
 
 use crate::{asking, group::DeviceKey, node::Node, store, store::groups::Pulse};
 
@@ -144,20 +147,24 @@ pub async fn look(node: &Node, pulses: &[(Vec<u8>, Pulse)]) -> Result<(), DbErro
         return Ok(());
     }
     let client: Object = node.db.client().await?;
+    let mut items = Items::of("warming");
     for (place, width) in store::epochs::tree_widths(&client, &due).await? {
         let Some((group, epoch_seq)) = due.get(place).copied() else {
             continue;
         };
-        let (after_commit, pause) = match lowest_level(width, commit_bytes) {
-            None => (SMALL_REST_AFTER_COMMIT, SMALL_REST),
-            Some(lowest) => {
-                let blank = Blank { width, lowest };
-                match ask(node, &client, (group, epoch_seq), blank).await? {
-                    true => (Duration::ZERO, TURN),
-                    false => (REST, REST),
-                }
+        let asked = items.one(hex::encode(group), async {
+            let Some(lowest) = lowest_level(width, commit_bytes) else {
+                return Ok((SMALL_REST_AFTER_COMMIT, SMALL_REST));
+            };
+            let blank = Blank { width, lowest };
+            match ask(node, &client, (group, epoch_seq), blank).await? {
+                true => Ok((Duration::ZERO, TURN)),
+                false => Ok::<_, DbError>((REST, REST)),
             }
-        };
+        });
+        // A group that failed is looked at again soon.
+        let soon = (SMALL_REST_AFTER_COMMIT, SMALL_REST_AFTER_COMMIT);
+        let (after_commit, pause) = asked.await?.unwrap_or(soon);
         node.hub.warming(group, epoch_seq, after_commit, pause);
     }
     Ok(())

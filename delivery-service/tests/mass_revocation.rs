@@ -71,7 +71,7 @@ async fn revoke_all_of(groups: u32) -> String {
     loop {
         during.push(say().await);
         let client = db.client().await.unwrap();
-        let left = store::revocations::unmarked_groups(&client, 1)
+        let left = store::revocations::unmarked_groups(&client, &[], 1)
             .await
             .unwrap();
         if left.is_empty() && during.len() >= 200 {

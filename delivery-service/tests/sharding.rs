@@ -86,7 +86,7 @@ async fn schema() -> (TestDb, Client) {
     let db = TestDb::create(&MIGRATIONS).await;
     let connected = tokio_postgres::connect(&db.owner_url(), NoTls).await;
     let (client, connection) = connected.unwrap();
-    tokio::spawn(connection);
+    service_kit::lifecycle::spawn_short(connection);
     (db, client)
 }
 

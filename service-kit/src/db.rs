@@ -3,7 +3,7 @@
 mod listen;
 mod pipeline;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 pub use deadpool_postgres::{GenericClient, Object, Transaction};
@@ -55,8 +55,12 @@ impl Default for PoolOptions {
     }
 }
 
-/// What can go wrong with the database.
-#[derive(Debug, thiserror::Error)]
+/// SQLSTATE of a statement that rests on something and found it otherwise: raised by a schema's own function, caught as
+/// [`DbError::NotAsAssumed`].
+pub const NOT_AS_ASSUMED: &str = "ZA001";
+
+/// What can go wrong with the database. Cheap to clone: one failure may be the answer to many requests.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum DbError {
     /// A lock or a connection was not to be had in time; nothing happened.
     #[error("the database is busy")]
@@ -72,13 +76,19 @@ pub enum DbError {
     Conflict,
     /// The database's disk is full or fails, or it has no memory left; nothing happened.
     #[error("the database has no room")]
-    NoRoom(#[source] tokio_postgres::Error),
+    NoRoom(#[source] Arc<tokio_postgres::Error>),
+    /// A statement was sent that rests on something, and that is not so; nothing happened. See [`NOT_AS_ASSUMED`].
+    #[error("something that a statement rests on is not so")]
+    NotAsAssumed,
+    /// A row with the same key is there already; nothing happened.
+    #[error("a row with the same key exists")]
+    Duplicate(#[source] Arc<tokio_postgres::Error>),
     /// A text of the request holds a zero octet, which protobuf allows and PostgreSQL does not; nothing happened.
     #[error("a text that the database cannot hold")]
     Text,
     /// Anything else.
     #[error("database error")]
-    Internal(#[source] tokio_postgres::Error),
+    Internal(#[source] Arc<tokio_postgres::Error>),
 }
 
 impl From<tokio_postgres::Error> for DbError {
@@ -90,7 +100,7 @@ impl From<tokio_postgres::Error> for DbError {
             return if broken {
                 Self::Unavailable
             } else {
-                Self::Internal(error)
+                Self::Internal(error.into())
             };
         };
         if let Some(why) = ended(&error) {
@@ -113,11 +123,15 @@ impl From<tokio_postgres::Error> for DbError {
         {
             Self::Unavailable
         } else if code.code().starts_with("53") || code.code().starts_with("58") {
-            Self::NoRoom(error)
+            Self::NoRoom(error.into())
         } else if *code == SqlState::CHARACTER_NOT_IN_REPERTOIRE {
             Self::Text
+        } else if *code == SqlState::UNIQUE_VIOLATION {
+            Self::Duplicate(error.into())
+        } else if code.code() == NOT_AS_ASSUMED {
+            Self::NotAsAssumed
         } else {
-            Self::Internal(error)
+            Self::Internal(error.into())
         }
     }
 }
@@ -185,7 +199,18 @@ impl DbError {
             | Self::OutcomeUnknown
             | Self::Conflict
             | Self::NoRoom(_) => true,
-            Self::Text | Self::Internal(_) => false,
+            Self::NotAsAssumed | Self::Duplicate(_) | Self::Text | Self::Internal(_) => false,
+        }
+    }
+
+    /// Whether it lies in the database and not in what was asked of it: everything that is asked at the same time fails
+    /// alike, so that it helps nobody to ask for a part of it.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Unavailable | Self::OutcomeUnknown | Self::NoRoom(_) => true,
+            // Perhaps somebody holds the lock of one row.
+            Self::Busy | Self::Conflict => false,
+            Self::NotAsAssumed | Self::Duplicate(_) | Self::Text | Self::Internal(_) => false,
         }
     }
 }
@@ -214,10 +239,13 @@ pub async fn when_reachable<T, F: Future<Output = anyhow::Result<T>> + Send>(
     Ok(None)
 }
 
-/// Statements look rows up by their keys, and are planned once for each connection. What the planner believes about sizes must not count: a table that
-/// was small or unknown when a statement was planned would be read whole from then on, with all its dead rows; and the first row in the order of an index
-/// would be found by fetching and sorting all that it believes to be few.
-const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off -c enable_mergejoin=off";
+/// Statements look rows up by their keys, and are planned once for each connection. What the planner believes about
+/// sizes must not count: a table that was small or unknown when a statement was planned would be read whole from then
+/// on, with all its dead rows; and the first row in the order of an index would be found by fetching and sorting all
+/// that it believes to be few. A plan that is forbidden is only made to look expensive, and PostgreSQL compiles what
+/// looks expensive (`jit`), for 20 to 500 ms each time.
+const PLANS: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off \
+                     -c enable_mergejoin=off -c jit=off";
 
 /// A handle to the pool; cheap to clone.
 #[derive(Clone)]

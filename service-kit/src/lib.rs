@@ -2,11 +2,12 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`lifecycle`] | signals, drain, end |
+//! | [`lifecycle`] | signals, drain, end; supervised tasks |
+//! | [`items`] | loops in which one item's failure ends nothing but itself |
 //! | [`listen`] | sockets; plaintext only where nobody else can listen in |
 //! | [`server`], `layers` | gRPC with health, reflection, request ids, deadlines, permits, metrics |
 //! | [`ops`] | `/metrics`, `/healthz`, `/readyz` |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs, best effort |
 //! | [`db`], [`status`] | pool and transactions; failures as refusals |
 //! | [`migrate`] | migrations and schema compatibility |
 //! | [`local_postgres`] | a private PostgreSQL, supervised |
@@ -14,6 +15,7 @@
 
 mod cork;
 pub mod db;
+pub mod items;
 mod layers;
 pub mod lifecycle;
 pub mod listen;

@@ -1,4 +1,6 @@
-//! Start, drain, stop.
+//! Start, drain, stop; and the tasks that live in between.
+
+mod tasks;
 
 use std::time::Duration;
 
@@ -8,6 +10,9 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
+
+use tasks::Tasks;
+pub use tasks::{TaskEnded, TaskOutput, spawn_short};
 
 /// How long a drain may take before what is left is cut off.
 pub const DRAIN: Duration = Duration::from_secs(20);
@@ -21,11 +26,13 @@ pub fn raise_file_limit() {
     }
 }
 
-/// Two stages: *soft* stops accepting and ends streams with UNAVAILABLE, *hard* ends everything.
+/// Two stages: *soft* stops accepting and ends streams with UNAVAILABLE, *hard* ends everything. It also holds the
+/// tasks that are to live until the drain: one that ends before begins the drain, and makes the process fail.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     soft: CancellationToken,
     hard: CancellationToken,
+    tasks: Tasks,
 }
 
 impl Shutdown {
@@ -76,19 +83,20 @@ impl Shutdown {
     pub fn on_signals(self) -> std::io::Result<()> {
         let mut term = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::spawn(async move {
+        let shutdown = self.clone();
+        self.spawn_unawaited("signals", async move {
             tokio::select! {
                 _ = term.recv() => {}
                 _ = interrupt.recv() => {}
-                () = self.soft.cancelled() => {}
+                () = shutdown.soft.cancelled() => {}
             }
-            self.begin();
+            shutdown.begin();
             tokio::select! {
                 _ = term.recv() => {}
                 _ = interrupt.recv() => {}
                 () = tokio::time::sleep(DRAIN) => {}
             }
-            self.abort();
+            shutdown.abort();
         });
         Ok(())
     }

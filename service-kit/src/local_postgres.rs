@@ -63,7 +63,7 @@ pub struct ClusterOptions {
     pub profile: Profile,
     /// Where `initdb` and `postgres` are; searched when `None`.
     pub pg_bin: Option<PathBuf>,
-    /// `max_connections` of the server.
+    /// `max_connections` of the server; a stock one keeps its own.
     pub max_connections: u16,
     /// More settings, which win over the profile's.
     pub settings: Vec<(String, String)>,
@@ -503,7 +503,7 @@ impl Drop for Cluster {
             return;
         }
         let ended = match self.options.profile {
-            Profile::Durable => self.stop(),
+            Profile::Durable | Profile::Stock => self.stop(),
             Profile::Volatile => self.kill9(),
         };
         if let Err(error) = ended {

@@ -79,7 +79,8 @@ fn grant(client: &mut postgres::Client, role: &str) -> anyhow::Result<()> {
         .batch_execute(&format!(
             "GRANT USAGE ON SCHEMA public TO {role};\
              GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};\
-             GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {role};"
+             GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {role};\
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role};"
         ))
         .with_context(|| format!("cannot grant to the role {role}"))
 }

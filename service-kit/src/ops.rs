@@ -9,6 +9,7 @@ use crate::{
     db::Db,
     lifecycle::Shutdown,
     listen::{Bound, Socket},
+    telemetry::lines_dropped,
 };
 
 fn recorder() -> Option<&'static PrometheusHandle> {
@@ -43,7 +44,10 @@ pub async fn serve_ops(bound: Bound, db: Db, shutdown: Shutdown) -> anyhow::Resu
         .route("/readyz", get(ready))
         .route(
             "/metrics",
-            get(|| async { recorder().map(PrometheusHandle::render).unwrap_or_default() }),
+            get(|| async {
+                metrics::counter!("chancery_log_lines_dropped_total").absolute(lines_dropped());
+                recorder().map(PrometheusHandle::render).unwrap_or_default()
+            }),
         );
     let soft = shutdown.soft();
     let stop = async move { soft.cancelled().await };

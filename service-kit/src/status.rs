@@ -32,7 +32,11 @@ pub fn of_db(error: &DbError) -> Status {
             [],
         ),
         DbError::Text => status::malformed("request", "a text with a zero octet"),
-        DbError::Internal(cause) => {
+        DbError::NotAsAssumed => {
+            tracing::error!("something that a statement rests on is not so");
+            Status::internal("internal error")
+        }
+        DbError::Internal(cause) | DbError::Duplicate(cause) => {
             tracing::error!(cause = ?cause, "database error");
             Status::internal("internal error")
         }

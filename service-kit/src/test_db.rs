@@ -124,6 +124,7 @@ impl TestDb {
 }
 
 impl Drop for TestDb {
+    #[expect(clippy::disallowed_methods, reason = "joined in the next line")]
     fn drop(&mut self) {
         let name = std::mem::take(&mut self.name);
         // The synchronous client must not run on a runtime's thread. A database that stays behind goes with the server.

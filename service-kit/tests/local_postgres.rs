@@ -126,6 +126,7 @@ fn a_zombie_and_busy_backends_of_a_killed_server_do_not_block_the_next() {
         .query_one("SELECT pg_backend_pid()", &[])
         .unwrap()
         .get(0);
+    #[expect(clippy::disallowed_methods, reason = "joined at the end of the test")]
     let work = std::thread::spawn(move || {
         busy.batch_execute("SELECT count(*) FROM generate_series(1, 100000000000)")
     });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use service_kit::{
     db::{Db, PoolOptions},
-    lifecycle::Shutdown,
+    lifecycle::{Shutdown, spawn_short},
     listen::{Bound, TlsFiles, bind},
     ops,
     server::{ServerOptions, Services, serve_grpc},
@@ -30,7 +30,7 @@ async fn plain() -> Bound {
 
 fn serve(bound: Bound, shutdown: &Shutdown) -> JoinHandle<anyhow::Result<()>> {
     let options = ServerOptions::new("test");
-    tokio::spawn(serve_grpc(
+    spawn_short(serve_grpc(
         bound,
         Services::new(),
         options,
@@ -132,7 +132,7 @@ async fn metrics_and_health_say_what_happens() {
         ..PoolOptions::default()
     };
     let db = Db::connect("postgres://x@127.0.0.1:1/x", &nobody).unwrap();
-    let ops = tokio::spawn(ops::serve_ops(ops_bound, db, shutdown.clone()));
+    let ops = spawn_short(ops::serve_ops(ops_bound, db, shutdown.clone()));
     serve(bound, &shutdown);
     let (status, _) = get(&ops_url, "/healthz").await;
     assert!(status.contains("200"), "{status}");

@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use service_kit::lifecycle::Shutdown;
 use service_kit::local_postgres::{Cluster, ClusterOptions};
 use tokio::sync::watch;
 
@@ -40,23 +41,26 @@ impl Database {
 #[derive(Debug)]
 pub(crate) struct Supervised {
     stop: mpsc::Sender<()>,
-    thread: JoinHandle<anyhow::Result<()>>,
+    thread: JoinHandle<std::thread::Result<anyhow::Result<()>>>,
     pid: watch::Receiver<u32>,
 }
 
 impl Supervised {
-    /// Starts the cluster, runs `prepare` on it, and watches it from then on. Blocks; not for a runtime's own thread.
+    /// Starts the cluster, runs `prepare` on it, and watches it from then on: a watch that ends before it is stopped
+    /// begins the drain. Blocks; not for a runtime's own thread.
     pub(crate) fn start<T>(
         options: ClusterOptions,
+        shutdown: &Shutdown,
         prepare: impl FnOnce(&Cluster) -> anyhow::Result<T>,
     ) -> anyhow::Result<(Self, T)> {
         let cluster = Cluster::start(options)?;
         let prepared = prepare(&cluster)?;
         let (stop, stopped) = mpsc::channel();
         let (pid_sender, pid) = watch::channel(cluster.pid().unwrap_or_default());
-        let thread = std::thread::Builder::new()
-            .name("postgres-supervisor".to_owned())
-            .spawn(move || supervise(cluster, &stopped, &pid_sender))
+        let thread = shutdown
+            .spawn_thread("postgres_supervisor", move || {
+                supervise(cluster, &stopped, &pid_sender)
+            })
             .context("cannot start the supervisor's thread")?;
         Ok((Self { stop, thread, pid }, prepared))
     }
@@ -70,9 +74,8 @@ impl Supervised {
     pub(crate) fn stop(self) -> anyhow::Result<()> {
         // A supervisor that ended already says so itself.
         drop(self.stop);
-        self.thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("the supervisor's thread panicked"))?
+        let ended = self.thread.join().and_then(|ended| ended);
+        ended.map_err(|_| anyhow::anyhow!("the supervisor's thread panicked"))?
     }
 }
 
@@ -85,9 +88,16 @@ fn supervise(
     let mut wait = WATCH_EVERY;
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
         wait = WATCH_EVERY;
-        let Some(status) = cluster.exited()? else {
-            pause = BACK_OFF.0;
-            continue;
+        let status = match cluster.exited() {
+            Ok(Some(status)) => status,
+            Ok(None) => {
+                pause = BACK_OFF.0;
+                continue;
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot see whether PostgreSQL runs");
+                continue;
+            }
         };
         if let Some(status) = status {
             tracing::error!(%status, "PostgreSQL ended; starting it again");

@@ -1,6 +1,6 @@
 //! The commands to type next, for somebody who just started a first node.
 
-use std::path::Path;
+use std::{io::Write as _, path::Path};
 
 use crate::NodeFile;
 
@@ -25,11 +25,11 @@ pub(crate) fn text(program_dir: &Path, file: &NodeFile) -> String {
     text
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the commands are this option's result, not a log line"
-)]
+/// Prints them on stdout. A node whose stdout nobody reads serves all the same.
 pub(crate) fn print(file: &NodeFile) {
     let program = std::env::current_exe().unwrap_or_default();
-    println!("{}", text(program.parent().unwrap_or(Path::new("")), file));
+    let text = text(program.parent().unwrap_or(Path::new("")), file);
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        tracing::warn!(%error, "cannot print the commands to type next");
+    }
 }

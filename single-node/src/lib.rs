@@ -40,10 +40,12 @@ pub async fn run(options: Options, shutdown: Shutdown) -> anyhow::Result<()> {
     options.check()?;
     let dir = prepare_folder(&options.data)?;
     let (postgres, databases) = {
-        let (options, dir) = (options.clone(), dir.clone());
-        spawn_blocking(move || start_database(&options, &dir)).await??
+        let (options, dir, shutdown) = (options.clone(), dir.clone(), shutdown.clone());
+        spawn_blocking(move || start_database(&options, &dir, &shutdown)).await??
     };
     let served = serve(&options, &dir, databases, postgres.pid(), &shutdown).await;
+    // Whatever ended the services: PostgreSQL's supervisor does not end by itself.
+    shutdown.begin();
     tracing::info!("stopping PostgreSQL");
     let stopped = spawn_blocking(move || postgres.stop()).await?;
     served.and(stopped)
@@ -57,11 +59,15 @@ fn prepare_folder(data: &Path) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-fn start_database(options: &Options, dir: &Path) -> anyhow::Result<(Supervised, Databases)> {
+fn start_database(
+    options: &Options,
+    dir: &Path,
+    shutdown: &Shutdown,
+) -> anyhow::Result<(Supervised, Databases)> {
     let mut cluster = ClusterOptions::new(dir.join("postgres"), Profile::Durable);
     cluster.pg_bin = options.pg_bin.clone();
     cluster.settings = options.postgres_settings.clone();
-    Supervised::start(cluster, |cluster| {
+    Supervised::start(cluster, shutdown, |cluster| {
         services::prepare(cluster, &options.domains)
     })
 }
@@ -103,7 +109,10 @@ async fn serve(
             }
             Ok(()) = postgres_pid.changed() => {
                 file.postgres_pid = *postgres_pid.borrow_and_update();
-                file.write(dir)?;
+                // A disk without room is no reason to stop serving.
+                if let Err(error) = file.write(dir) {
+                    tracing::error!(error = format!("{error:#}"), "node.json names an old PostgreSQL");
+                }
             }
         }
     }

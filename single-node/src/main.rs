@@ -1,8 +1,10 @@
 //! `single-node up`: the whole server side in one process.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use service_kit::lifecycle::{Shutdown, raise_file_limit};
-use service_kit::telemetry::{self, LogFormat};
+use service_kit::telemetry::{self, LogOptions};
 use single_node::Options;
 
 /// As in `delivery-service`.
@@ -13,17 +15,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(name = "single-node", version)]
 struct Cli {
-    /// The form of the log lines on stderr.
-    #[arg(
-        long,
-        global = true,
-        env = "CHANCERY_LOG_FORMAT",
-        default_value = "human"
-    )]
-    log_format: LogFormat,
-    /// Which log lines are written, such as `info` or `delivery_service=debug`.
-    #[arg(long, global = true, env = "CHANCERY_LOG", default_value = "info")]
-    log: String,
+    #[command(flatten)]
+    log: LogOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -34,12 +27,17 @@ enum Command {
     Up(Options),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::init(cli.log_format, &cli.log)?;
-    raise_file_limit();
     let Command::Up(options) = cli.command;
+    telemetry::run(&cli.log, || {
+        raise_file_limit();
+        run(options)
+    })
+}
+
+#[tokio::main]
+async fn run(options: Options) -> anyhow::Result<()> {
     let shutdown = Shutdown::new();
     shutdown.clone().on_signals()?;
     single_node::run(options, shutdown).await

@@ -23,7 +23,7 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ED25519};
 use ring::signature::Ed25519KeyPair;
 use service_kit::{
     db::{Db, PoolOptions},
-    lifecycle::Shutdown,
+    lifecycle::{Shutdown, spawn_short},
     listen::bind,
     test_db::TestDb,
 };
@@ -78,6 +78,19 @@ impl World {
     }
 
     async fn node(&self, options: &[&str]) -> Node {
+        let (node, served) = self.serve(options).await;
+        spawn_short(async move { served.await.unwrap() });
+        node
+    }
+
+    /// A node, and the future that serves until its shutdown.
+    pub async fn serve(
+        &self,
+        options: &[&str],
+    ) -> (
+        Node,
+        impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         use clap::Parser as _;
         let keys = self.keys.path().to_str().unwrap();
         let mut args = vec!["x", "--domain", DOMAIN, "--keys", keys];
@@ -102,11 +115,10 @@ impl World {
         let listeners = Listeners {
             public,
             admin,
-            ops: None,
+            ops: Some(bind(&any, None, false).await.unwrap()),
         };
         let db = Db::connect(&self.db.url(), &PoolOptions::default()).unwrap();
-        tokio::spawn(async move { serve(listeners, config, db, shutdown).await.unwrap() });
-        node
+        (node, serve(listeners, config, db, shutdown))
     }
 
     pub fn client(&self) -> AuthServiceClient<Channel> {

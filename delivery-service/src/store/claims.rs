@@ -277,7 +277,7 @@ impl GiveMany {
                    RETURNING domain_id, device_id, ref), \
                    marked AS (UPDATE key_packages k SET claim_id = $4, claimed_at = now() FROM begun b \
                    WHERE k.domain_id = b.domain_id AND k.device_id = b.device_id AND k.ref = b.ref AND k.claim_id IS NULL RETURNING 1) \
-                   SELECT domain_id, device_id, 1 / ((SELECT count(*) FROM marked) = (SELECT count(*) FROM begun))::int FROM begun";
+                   SELECT domain_id, device_id, assume((SELECT count(*) FROM marked) = (SELECT count(*) FROM begun)) FROM begun";
         Ok(Self(client.prepare_cached(sql).await?))
     }
 

@@ -161,9 +161,9 @@ impl NothingSaid {
     /// Gets the statement ready. It fails, and the transaction with it, unless the status feeds were applied just so far.
     pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
         let sql = concat!(
-            "/* devices::nothing_said */ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (",
+            "/* devices::nothing_said */ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, assume(",
             feeds_applied!(),
-            " = $1::text)::int"
+            " = $1::text)"
         );
         Ok(Self(client.prepare_cached(sql).await?))
     }

@@ -109,8 +109,9 @@ pub struct AppendMany(Statement);
 impl AppendMany {
     /// Gets the statement ready. It fails unless every head is, once it is locked, as it was read.
     pub async fn prepare<C: GenericClient>(client: &C) -> Result<Self, Error> {
-        // A division by zero ends the transaction, COMMIT or not: an entry without its head, or a head without its entries, must never be. With seq and
-        // chain the same entries were taken; what else a head holds changes with an entry, but for what is settled and for the end of the group.
+        // `assume` ends the transaction, COMMIT or not: an entry without its head, or a head without its entries, must
+        // never be. With seq and chain the same entries were taken; what else a head holds changes with an entry, but
+        // for what is settled and for the end of the group.
         let sql = "/* log::append_many */ WITH moved AS (\
                    UPDATE group_heads h SET head_seq = n.head_seq, settled_seq = n.settled_seq, chain = n.chain, \
                    last_at = 'epoch'::timestamptz + n.last_at * interval '1 microsecond', \
@@ -128,7 +129,7 @@ impl AppendMany {
                    FROM unnest($10::bytea[], $11::bigint[], $12::bigint[], $13::bigint[], $14::smallint[], $15::uuid[], $16::float8[], $17::bytea[], $18::bytea[], \
                    $19::bytea[]) \
                    AS r(group_id, seq, epoch, epoch_seq, kind, message_id, accepted_at, content_hash, chain, payload) \
-                   WHERE (SELECT 1 / (count(*) = $20)::int FROM moved) = 1";
+                   WHERE (SELECT assume(count(*) = $20) FROM moved)";
         Ok(Self(client.prepare_cached(sql).await?))
     }
 

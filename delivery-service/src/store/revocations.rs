@@ -78,15 +78,16 @@ pub async fn reinstate(tx: &Transaction<'_>, domain: i16, subject: Uuid) -> Resu
 /// would rather read all memberships.
 pub async fn unmarked_groups<C: GenericClient>(
     client: &C,
+    after: &[u8],
     at_most: i64,
 ) -> Result<Vec<Vec<u8>>, Error> {
     let sql = "/* revocations::unmarked_groups */ SELECT DISTINCT m.group_id FROM revoked_devices r, \
                LATERAL (SELECT group_id FROM device_groups WHERE device_id = r.device_id AND domain_id = r.domain_id AND member OFFSET 0) g, \
                LATERAL (SELECT group_id FROM members WHERE group_id = g.group_id AND device_id = r.device_id AND domain_id = r.domain_id \
                  AND removed_seq IS NULL AND pending <> 2 OFFSET 0) m \
-               WHERE r.applied_at IS NULL ORDER BY m.group_id LIMIT $1";
+               WHERE r.applied_at IS NULL AND m.group_id > $2 ORDER BY m.group_id LIMIT $1";
     let rows = client
-        .query(&client.prepare_cached(sql).await?, &[&at_most])
+        .query(&client.prepare_cached(sql).await?, &[&at_most, &after])
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -30,8 +30,8 @@ use forge::{Authority, DOMAIN, Device};
 use prost::Message as _;
 use service_kit::{
     db::{Db, PoolOptions, TxError},
-    lifecycle::Shutdown,
-    listen::bind,
+    lifecycle::{Shutdown, spawn_short},
+    listen::{ListenAddr, bind},
     test_db::TestDb,
 };
 use tonic::{Request, Status, transport::Channel};
@@ -49,6 +49,8 @@ pub struct World {
 
 pub struct Node {
     pub client: Client,
+    /// Where its metrics are.
+    pub ops: ListenAddr,
     pub shutdown: Shutdown,
 }
 
@@ -92,6 +94,19 @@ impl World {
     }
 
     pub async fn node(&self, options: &[&str]) -> Node {
+        let (node, served) = self.serve(options).await;
+        spawn_short(async move { served.await.unwrap() });
+        node
+    }
+
+    /// A node, and the future that serves until its shutdown.
+    pub async fn serve(
+        &self,
+        options: &[&str],
+    ) -> (
+        Node,
+        impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         use clap::Parser as _;
         let auth = format!(
             "domain={DOMAIN},url=http://127.0.0.1:9,root={}",
@@ -113,15 +128,25 @@ impl World {
         };
         let db = Db::connect(&self.db.url(), &pool).unwrap();
         let shutdown = Shutdown::new();
-        let listeners = Listeners { public, ops: None };
+        let ops = bind(&"127.0.0.1:0".parse().unwrap(), None, false).await;
+        let ops = ops.unwrap();
+        let ops_at = ops.local_addr().clone();
+        let listeners = Listeners {
+            public,
+            ops: Some(ops),
+        };
         let served = serve(listeners, config, db, shutdown.clone());
-        tokio::spawn(async move { served.await.unwrap() });
         let channel = Channel::from_shared(url)
             .unwrap()
             .timeout(Duration::from_secs(30))
             .connect_lazy();
         let client = Client::new(channel).max_encoding_message_size(64 << 20);
-        Node { client, shutdown }
+        let node = Node {
+            client,
+            ops: ops_at,
+            shutdown,
+        };
+        (node, served)
     }
 
     /// The nodes take turns: what one wrote, the other must know at once.
@@ -476,7 +501,7 @@ pub async fn owner(world: &World) -> tokio_postgres::Client {
         tokio_postgres::connect(&world.db.owner_url(), tokio_postgres::NoTls)
             .await
             .unwrap();
-    tokio::spawn(connection);
+    spawn_short(connection);
     client
 }
 

@@ -115,10 +115,18 @@ impl Ground {
     /// # Errors
     /// Something does not start.
     pub async fn start(programs: &Programs) -> anyhow::Result<Self> {
+        Self::start_on(programs, Profile::Durable).await
+    }
+
+    /// The same on a PostgreSQL with this profile.
+    ///
+    /// # Errors
+    /// Something does not start.
+    pub async fn start_on(programs: &Programs, profile: Profile) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let options = ClusterOptions::new(folder.path().join("postgres"), Profile::Durable);
+        let options = ClusterOptions::new(folder.path().join("postgres"), profile);
         let cluster = tokio::task::block_in_place(|| Cluster::start(options))?;
-        tokio::task::block_in_place(|| migrate(programs, &cluster))?;
+        tokio::task::block_in_place(|| migrate(programs, &cluster, "delivery-service", DATABASE))?;
         let root_pem = folder.path().join("root.pem");
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut root = CertificateParams::default();
@@ -206,6 +214,39 @@ impl Ground {
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
+    }
+
+    /// Starts an Authentication Service on the same PostgreSQL, for an operator; its process, and the socket of its
+    /// admin listener.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub async fn add_auth_service(&self) -> anyhow::Result<(Running, PathBuf)> {
+        let (name, folder) = ("auth", self.folder.path());
+        tokio::task::block_in_place(|| {
+            migrate(&self.programs, &self.cluster, "auth-service", name)
+        })?;
+        let admin = folder.join("admin.sock");
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("auth.log"))?;
+        let mut command = self.programs.command("auth-service");
+        command.args(["serve", "--domain", DOMAIN, "--delivery-domain", DOMAIN]);
+        command.args(["--database-url", &self.cluster.url(name, "auth_app")]);
+        command.args(["--listen", &free_address()?.to_string()]);
+        command.args(["--listen-admin", &format!("unix:{}", arg(&admin))]);
+        command.args(["--keys", &arg(&folder.join("keys"))]);
+        let running = Running(command.stdout(Stdio::null()).stderr(log).spawn()?);
+        let until = Instant::now() + PATIENCE;
+        while std::os::unix::net::UnixStream::connect(&admin).is_err() {
+            ensure!(
+                Instant::now() < until,
+                "the Authentication Service does not become ready"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok((running, admin))
     }
 
     /// A connection of its own to a node.
@@ -416,14 +457,19 @@ impl Ground {
     }
 }
 
-fn migrate(programs: &Programs, cluster: &Cluster) -> anyhow::Result<()> {
-    let (owner, app) = ("delivery_owner", "delivery_app");
-    cluster.ensure_role(owner)?;
-    cluster.ensure_role(app)?;
-    cluster.ensure_database(DATABASE, owner, &[app])?;
-    let mut migrate = programs.command("delivery-service");
-    let url = cluster.url(DATABASE, owner);
-    migrate.args(["migrate", "--database-url", &url, "--app-role", app]);
+fn migrate(
+    programs: &Programs,
+    cluster: &Cluster,
+    program: &str,
+    database: &str,
+) -> anyhow::Result<()> {
+    let (owner, app) = (format!("{database}_owner"), format!("{database}_app"));
+    cluster.ensure_role(&owner)?;
+    cluster.ensure_role(&app)?;
+    cluster.ensure_database(database, &owner, &[&app])?;
+    let mut migrate = programs.command(program);
+    let url = cluster.url(database, &owner);
+    migrate.args(["migrate", "--database-url", &url, "--app-role", &app]);
     let output = migrate.output()?;
     if !output.status.success() {
         bail!("migrate: {}", String::from_utf8_lossy(&output.stderr));

@@ -10,6 +10,7 @@
 //! | [`fanout`], [`http2`] | one message to thousands, and who only counts what arrives |
 //! | [`reconnect`], [`claims`] | everybody comes back at once, everybody is added at once |
 //! | [`stall`] | everybody stands still |
+//! | [`stock`] | a PostgreSQL with its own default settings |
 //! | [`large`] | a group of thousands, from end to end |
 //! | [`broadcast`], [`nats`] | what others do: a plain tonic server, NATS |
 //!
@@ -27,6 +28,7 @@ pub mod load;
 pub mod nats;
 pub mod reconnect;
 pub mod stall;
+pub mod stock;
 pub mod table;
 
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use e2e::{
     bench::{self, Options},
     programs::Programs,
@@ -21,12 +21,25 @@ struct Cli {
     /// Only parts whose name holds this: alone, crowd, hot, wide, sizes, nodes, steady, fan-out, reconnect, stall, claims.
     #[arg(long, value_name = "PART", default_value = "")]
     only: String,
+    /// `stock`: the append rows and an import of people on PostgreSQL's own default settings, by the private one of
+    /// every other figure.
+    #[arg(long, value_enum, default_value_t = Postgres::Private)]
+    pg: Postgres,
     /// Something else than the log.
     #[command(subcommand)]
     other: Option<Other>,
     /// Be the plain server that fan-out is compared with.
     #[arg(long, hide = true)]
     serve_broadcast: bool,
+}
+
+/// What is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Postgres {
+    /// The private one, with the settings that every other figure is measured with.
+    Private,
+    /// One with its own default settings, beside it.
+    Stock,
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +77,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         Options::whole()
     };
     options.only = cli.only;
+    if cli.pg == Postgres::Stock {
+        let programs = Programs::find_these(&["auth-service", "delivery-service"])?;
+        let rows = bench::stock::run(&programs, &options, tell).await?;
+        return ended(rows, cli.json);
+    }
     let programs = Programs::find_these(&["delivery-service"])?;
     let rows = bench::run(&programs, &options, tell).await?;
     ended(rows, cli.json)

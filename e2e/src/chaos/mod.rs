@@ -37,6 +37,7 @@ use std::{
 use anyhow::Context as _;
 use fastrand::Rng;
 use rustix::process::Signal;
+use service_kit::local_postgres::Profile;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{device::Device, programs::Programs, story::world::each};
@@ -127,7 +128,12 @@ pub fn play(folder: &Path, options: &Options) -> anyhow::Result<Run> {
         .enable_all()
         .build()?;
     let stage = Stage {
-        servers: runtime.block_on(Servers::start(&programs, folder, double.as_ref()))?,
+        servers: runtime.block_on(Servers::start(
+            &programs,
+            folder,
+            Profile::Durable,
+            double.as_ref(),
+        ))?,
         recorder: Arc::new(Recorder::new(folder)?),
         programs,
         runtime,

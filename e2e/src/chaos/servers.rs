@@ -133,14 +133,18 @@ impl Drop for Disk {
 }
 
 impl Postgres {
-    fn start(folder: &Path) -> anyhow::Result<Self> {
+    /// A durable one is on a small disk, where one can be mounted.
+    fn start(folder: &Path, profile: Profile) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let disk = Disk::mount(folder);
-        let mut options = ClusterOptions::new(folder, Profile::Durable);
+        let mut options = ClusterOptions::new(folder, profile);
         options.start_timeout = PATIENCE;
-        options.settings = [("max_wal_size", "64MB"), ("min_wal_size", "32MB")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .to_vec();
+        let mut disk = None;
+        if profile == Profile::Durable {
+            disk = Disk::mount(folder);
+            options.settings = [("max_wal_size", "64MB"), ("min_wal_size", "32MB")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec();
+        }
         let cluster = Cluster::start(options)?;
         Ok(Self {
             data: cluster.data_dir().to_owned(),
@@ -263,10 +267,12 @@ impl Servers {
     pub async fn start(
         programs: &Programs,
         folder: &Path,
+        profile: Profile,
         double: Option<&Arc<Double>>,
     ) -> anyhow::Result<Self> {
         let disk = folder.join("postgres");
-        let postgres = tokio::task::spawn_blocking(move || Postgres::start(&disk)).await??;
+        let starting = tokio::task::spawn_blocking(move || Postgres::start(&disk, profile));
+        let postgres = starting.await??;
         let disarm = double.map(|double| double.disarm());
         let database = tokio::task::block_in_place(|| prepare(programs, &postgres, disarm))?;
         let far = database.join(SOCKET);

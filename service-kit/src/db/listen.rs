@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use super::{Db, DbError};
+use crate::lifecycle::spawn_short;
 
 /// Notifications that wait to be looked at; more are dropped: a wake-up may be lost.
 const WAITING: usize = 256;
@@ -36,7 +37,7 @@ impl Db {
         config.application_name(channel);
         let (client, mut connection) = config.connect(NoTls).await?;
         let (sink, heard) = mpsc::channel(WAITING);
-        tokio::spawn(async move {
+        spawn_short(async move {
             let mut next = std::pin::pin!(futures_util::stream::poll_fn(move |cx| {
                 connection.poll_message(cx)
             }));

@@ -73,7 +73,15 @@ impl Pipeline {
         };
         let done = work(&pipeline).await;
         let committing = *pipeline.state.get_mut() >= COMMITTING;
-        pipeline.end().await;
+        match &done {
+            // A demoted primary or a stale plan stays so: never back into the pool.
+            Err(TxError::Db(
+                DbError::Unavailable | DbError::OutcomeUnknown | DbError::Conflict,
+            )) => {
+                drop(pipeline.client.take().map(Object::take));
+            }
+            _ => pipeline.end().await,
+        }
         done.map_err(|error| match error {
             TxError::Db(DbError::Unavailable) if committing => TxError::Db(DbError::OutcomeUnknown),
             // Nothing was committed on it: another connection will do.

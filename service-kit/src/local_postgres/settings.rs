@@ -11,12 +11,19 @@ pub enum Profile {
     Durable,
     /// Nothing survives; several times faster. For tests only.
     Volatile,
+    /// PostgreSQL's own defaults, but for where it listens: what an operator meets who changes nothing. For tests and
+    /// measurements.
+    Stock,
 }
 
-const COMMON: &[(&str, &str)] = &[
+/// Where it listens: nowhere but on its socket.
+const PLACE: &[(&str, &str)] = &[
     ("listen_addresses", ""),
     ("port", "5432"),
     ("unix_socket_permissions", "0700"),
+];
+
+const COMMON: &[(&str, &str)] = &[
     // Statements and the DETAIL of an error may carry values of rows: they stay out of the log.
     ("log_error_verbosity", "terse"),
     ("log_min_error_statement", "panic"),
@@ -50,6 +57,7 @@ impl Profile {
         match self {
             Self::Durable => DURABLE,
             Self::Volatile => VOLATILE,
+            Self::Stock => &[],
         }
     }
 
@@ -57,6 +65,7 @@ impl Profile {
         match self {
             Self::Durable => &["--data-checksums"],
             Self::Volatile => &["--no-sync"],
+            Self::Stock => &[],
         }
     }
 }
@@ -67,19 +76,25 @@ pub(super) const LZ4: &str = "wal_compression=lz4";
 /// All settings in the order in which the server reads them: a later one wins.
 pub(super) fn of(options: &ClusterOptions, run: &Path, lz4: bool) -> Vec<(String, String)> {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    let mut all: Vec<_> = COMMON
+    let common: &[(&str, &str)] = match options.profile {
+        Profile::Stock => &[],
+        Profile::Durable | Profile::Volatile => COMMON,
+    };
+    let settings = options.profile.settings();
+    let mut all: Vec<_> = PLACE
         .iter()
-        .chain(options.profile.settings())
+        .chain(common)
+        .chain(settings)
         .map(own)
         .collect();
     if options.profile == Profile::Durable {
         let how = if lz4 { "lz4" } else { "on" };
         all.push(("wal_compression".to_owned(), how.to_owned()));
     }
-    all.push((
-        "max_connections".to_owned(),
-        options.max_connections.to_string(),
-    ));
+    if options.profile != Profile::Stock {
+        let most = options.max_connections.to_string();
+        all.push(("max_connections".to_owned(), most));
+    }
     // The value is a list: a folder name with a comma or a blank has to be quoted.
     all.push((
         "unix_socket_directories".to_owned(),
