@@ -92,7 +92,12 @@ pub async fn serve(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+        tokio::spawn(ops::serve_ops(
+            bound,
+            db.clone(),
+            ops::Readiness::default(),
+            shutdown.clone(),
+        ));
     }
     let Some(now) = when_reachable(&shutdown, || begin(&db)).await? else {
         return Ok(());

@@ -100,6 +100,12 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V4__leaf_index.sql"),
             oldest_binary: 2,
         },
+        // An older node moves a status feed on without the hash of its item: a newer one then reads the feed from its beginning.
+        Step {
+            name: "V5__status_feeds",
+            sql: include_str!("../migrations/V5__status_feeds.sql"),
+            oldest_binary: 2,
+        },
     ],
 };
 
@@ -121,11 +127,32 @@ pub async fn serve(
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
+    serve_knowing(listeners, config, db, shutdown, status_feed::Kinds::ALL).await
+}
+
+/// The same as a program that knows these kinds of status only: how an older program meets a newer Authentication Service.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_knowing(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: Shutdown,
+    kinds: status_feed::Kinds,
+) -> anyhow::Result<()> {
     config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
+    let readiness = ops::Readiness::default();
     if let Some(bound) = listeners.ops {
-        tokio::spawn(ops::serve_ops(bound, db.clone(), shutdown.clone()));
+        let readiness = readiness.clone();
+        tokio::spawn(ops::serve_ops(
+            bound,
+            db.clone(),
+            readiness,
+            shutdown.clone(),
+        ));
     }
-    let issuers = issuers::Issuers::default();
+    let issuers = issuers::Issuers::new(&config, readiness);
     let begun = when_reachable(&shutdown, || begin(&db, &config, &issuers));
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
@@ -153,7 +180,7 @@ pub async fn serve(
     });
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
     for follower in followers {
-        let feed = status_feed::StatusFeed::new(follower.clone(), &node);
+        let feed = status_feed::StatusFeed::new(follower.clone(), &node, kinds);
         tokio::spawn(feed.run(shutdown.clone()));
         tokio::spawn(follower.run(db.clone(), issuers.clone(), refresh, shutdown.clone()));
     }
@@ -193,7 +220,8 @@ async fn begin(
     let domains = number_domains(db, config).await?;
     let mut followers = Vec::new();
     for auth_service in &config.auth_services {
-        let follower = issuers::Follower::new(auth_service, &domains)?;
+        let declared = config.trust.declared();
+        let follower = issuers::Follower::new(auth_service, &domains, declared)?;
         follower.recall(db, issuers).await?;
         followers.push(Arc::new(follower));
     }

@@ -8,11 +8,31 @@
 pub enum Mutant {
     /// The client merges its own staged Commit without the check that it makes of everybody else's.
     OwnCommitUnchecked,
+    /// The history of a status feed is taken from inside its items, which keep the one under which they were signed.
+    FeedHistoryOfItems,
+    /// A status feed's cursor is a number alone: another item under the same number is taken for the one that was applied.
+    FeedPastUncompared,
+    /// The time of a status feed's heartbeat is not compared with the clock.
+    FeedHeartbeatsTimeless,
+    /// Writers are not refused however long the status feed of their domain was not heard.
+    FeedAgeUnbounded,
+    /// A status of an unknown kind, or about an unknown kind of subject, is passed over.
+    FeedUnknownDropped,
+    /// Another root or token key behind an Authentication Service's name is taken without a declaration.
+    IssuerChangeUndeclared,
 }
 
 impl Mutant {
     /// All of them, in the order of the table that `./dev simulate --mutants` prints.
-    pub const ALL: &[Self] = &[Self::OwnCommitUnchecked];
+    pub const ALL: &[Self] = &[
+        Self::OwnCommitUnchecked,
+        Self::FeedHistoryOfItems,
+        Self::FeedPastUncompared,
+        Self::FeedHeartbeatsTimeless,
+        Self::FeedAgeUnbounded,
+        Self::FeedUnknownDropped,
+        Self::IssuerChangeUndeclared,
+    ];
 }
 
 #[cfg(feature = "mutants")]
