@@ -7,15 +7,15 @@ mod support;
 use std::{
     fs::OpenOptions,
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use e2e::{
-    bench::ground::free_address,
     device::Device,
     programs::{Programs, arg, run},
 };
@@ -80,7 +80,7 @@ impl Servers {
         let folder = tempfile::tempdir().unwrap();
         let cluster = ClusterOptions::new(folder.path().join("postgres"), Profile::Volatile);
         let cluster = Cluster::start(cluster).unwrap();
-        let [auth, delivery, ops] = [(); 3].map(|()| free_address().unwrap().to_string());
+        let [auth, delivery, ops] = [(); 3].map(|()| address());
         let node = NodeFile {
             pid: std::process::id(),
             postgres_pid: 0,
@@ -249,6 +249,19 @@ impl Servers {
         let line = text.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
             .unwrap_or(0.0)
+    }
+}
+
+/// A loopback address below the ports that outgoing connections get, so that it is still free when its service binds it.
+fn address() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(37);
+    loop {
+        let port = 20_000 + first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
     }
 }
 
