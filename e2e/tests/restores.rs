@@ -171,9 +171,10 @@ impl Servers {
         match service {
             Service::Auth => {
                 self.auth = Some(child.unwrap());
-                let socket = self.node.auth[0].admin_socket.clone();
+                let auth = &self.node.auth[0];
+                // It listens before its first start has made the root that the other service pins.
                 until("the Authentication Service does not start", || {
-                    UnixStream::connect(&socket).is_ok()
+                    auth.root_pem.exists() && UnixStream::connect(&auth.admin_socket).is_ok()
                 });
             }
             Service::Delivery => {
