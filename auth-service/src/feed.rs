@@ -88,6 +88,7 @@ impl Current {
 }
 
 /// Writes one change into the feed; its seq. The counter's row is locked until COMMIT, so that no reader passes a number that is not there yet.
+/// Each item names the hash of the one before, and none is older than that, also where the clock was set back.
 ///
 /// # Errors
 /// The database, or no key to sign with.
@@ -99,12 +100,19 @@ pub async fn append(
     change: StatusChange,
 ) -> Result<u64, Error> {
     let position = store::feed::next(tx).await?;
+    let before = store::feed::at(tx, position.seq - 1).await?;
+    let before_micros = before
+        .as_deref()
+        .and_then(|status| DeviceStatus::decode(status).ok())
+        .map_or(0, |status| status.at_micros);
+    let previous = before.as_deref().map(signed::status_sha256);
     let status = DeviceStatus {
         seq: position.seq,
         subject: Some(subject),
         change: change.into(),
-        at_micros: micros(position.now),
+        at_micros: micros(position.now).max(before_micros),
         history_id: position.history_id.as_bytes().to_vec().into(),
+        previous_sha256: previous.map_or_else(Bytes::new, |hash| hash.to_vec().into()),
         ..DeviceStatus::default()
     }
     .encode_to_vec();
@@ -113,7 +121,7 @@ pub async fn append(
     Ok(position.seq)
 }
 
-/// A signed heartbeat: "this was the last item at this time".
+/// A signed heartbeat: "this was the last item at this time". `last` is the item's hash, where there is one.
 ///
 /// # Errors
 /// No key to sign with.
@@ -121,11 +129,13 @@ pub fn heartbeat(
     keys: &Keys,
     signer: &Signer,
     head: &store::feed::Head,
+    last: Option<[u8; 32]>,
 ) -> Result<SignedStatus, Error> {
     let heartbeat = StatusHeartbeat {
         seq: head.seq,
         time_micros: micros(head.now),
         history_id: head.history_id.as_bytes().to_vec().into(),
+        item_sha256: last.map_or_else(Bytes::new, |hash| hash.to_vec().into()),
     }
     .encode_to_vec();
     let (signature, chain) = signer.sign(keys, signed::HEARTBEAT, &heartbeat, head.now)?;

@@ -103,7 +103,12 @@ async fn serve_until_drained(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     if let Some(bound) = listeners.ops {
-        let serving = ops::serve_ops(bound, db.clone(), shutdown.clone());
+        let serving = ops::serve_ops(
+            bound,
+            db.clone(),
+            ops::Readiness::default(),
+            shutdown.clone(),
+        );
         shutdown.spawn_unawaited("ops", serving);
     }
     let Some(now) = when_reachable(shutdown, || begin(&db)).await? else {

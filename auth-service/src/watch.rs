@@ -5,8 +5,12 @@ use std::time::Duration;
 use chancery_proto::{
     auth::v1::{SignedStatus, WatchDeviceStatusRequest, WatchDeviceStatusResponse, signed_status},
     common::v1::Reason,
+    signed,
 };
-use service_kit::lifecycle::{Shutdown, spawn_short};
+use service_kit::{
+    db::{DbError, GenericClient},
+    lifecycle::{Shutdown, spawn_short},
+};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -24,43 +28,77 @@ const PART: i64 = 100;
 /// Opens the feed after a cursor.
 ///
 /// # Errors
-/// `HISTORY_CHANGED` when the cursor belongs to another history or lies beyond the end, `MALFORMED`, or the database.
+/// `HISTORY_CHANGED` when the cursor belongs to another history or past, or lies beyond the end, `STORAGE` where the database is a replica,
+/// `MALFORMED`, or the database.
 pub async fn open(
     node: &Node,
     request: &WatchDeviceStatusRequest,
     shutdown: &Shutdown,
 ) -> Result<ReceiverStream<Result<WatchDeviceStatusResponse, Status>>, Error> {
-    // Before the first read: what comes in between wakes the stream.
-    let moved = node.moved.subscribe();
-    let client = node.db.client().await?;
-    let head = store::feed::head(&client).await?;
-    drop(client);
-    let history: &[u8] = &request.history_id;
+    let (history, known): (&[u8], &[u8]) = (&request.history_id, &request.item_sha256);
     if !history.is_empty() && history.len() != 16 {
         return Err(Error::malformed("history_id", "16 bytes are expected"));
     }
-    let other = !history.is_empty() && history != head.history_id.as_bytes();
-    if other || request.after_seq > head.seq {
-        return Err(Error::refused(
-            Reason::HistoryChanged,
-            "the cursor belongs to another history of this feed",
-        ));
+    if !known.is_empty() && known.len() != 32 {
+        return Err(Error::malformed("item_sha256", "32 bytes are expected"));
+    }
+    // Before the first read: what comes in between wakes the stream.
+    let moved = node.moved.subscribe();
+    let client = node.db.client().await?;
+    let head = head(&client).await?;
+    let last = hash_at(&client, request.after_seq).await?;
+    drop(client);
+    let other_history = !history.is_empty() && history != head.history_id.as_bytes();
+    let other_item = !known.is_empty()
+        && request.after_seq > 0
+        && last.as_ref().is_none_or(|hash| hash.as_slice() != known);
+    if other_history || other_item || request.after_seq > head.seq {
+        return Err(history_changed());
     }
     let (sink, stream) = mpsc::channel(2);
     let watcher = Watcher {
         node: node.clone(),
         history_id: head.history_id,
         cursor: request.after_seq,
+        last,
         sink,
     };
     spawn_short(watcher.run(moved, shutdown.clone()));
     Ok(ReceiverStream::new(stream))
 }
 
+fn history_changed() -> Error {
+    Error::refused(
+        Reason::HistoryChanged,
+        "the cursor belongs to another past of this feed",
+    )
+}
+
+/// The end of the feed, which only a primary can vouch for.
+async fn head<C: GenericClient>(client: &C) -> Result<store::feed::Head, Error> {
+    let head = store::feed::head(client).await?;
+    if head.primary {
+        Ok(head)
+    } else {
+        Err(Error::Db(DbError::Unavailable))
+    }
+}
+
+/// The hash of the item at this position, where there is one.
+async fn hash_at<C: GenericClient>(client: &C, seq: u64) -> Result<Option<[u8; 32]>, Error> {
+    let status = match seq {
+        0 => None,
+        seq => store::feed::at(client, seq).await?,
+    };
+    Ok(status.as_deref().map(signed::status_sha256))
+}
+
 struct Watcher {
     node: Node,
     history_id: uuid::Uuid,
     cursor: u64,
+    /// Hash of the item at the cursor. A database that was put in place of this one, or that fell behind, holds another one there.
+    last: Option<[u8; 32]>,
     sink: mpsc::Sender<Result<WatchDeviceStatusResponse, Status>>,
 }
 
@@ -102,16 +140,21 @@ impl Watcher {
     /// Sends what is new, and a heartbeat when it is time. `false`: the reader is gone.
     async fn advance(&mut self, heartbeat: bool, first: bool) -> Result<bool, Error> {
         let mut head;
+        let mut compared = false;
         loop {
             let client = self.node.db.client().await?;
-            head = store::feed::head(&client).await?;
-            if head.history_id != self.history_id {
-                return Err(Error::refused(
-                    Reason::HistoryChanged,
-                    "the database was restored",
-                ));
+            head = self::head(&client).await?;
+            let new = head.seq > self.cursor;
+            if head.history_id != self.history_id || head.seq < self.cursor {
+                return Err(history_changed());
             }
-            let items = if head.seq > self.cursor {
+            if (new || heartbeat) && !compared {
+                if hash_at(&client, self.cursor).await? != self.last {
+                    return Err(history_changed());
+                }
+                compared = true;
+            }
+            let items = if new {
                 store::feed::after(&client, self.cursor, PART).await?
             } else {
                 Vec::new()
@@ -119,7 +162,8 @@ impl Watcher {
             drop(client);
             let Some(last) = items.last() else { break };
             self.cursor = last.seq;
-            let items = items.into_iter().map(signed).collect();
+            self.last = Some(signed::status_sha256(&last.status));
+            let items = items.into_iter().map(as_sent).collect();
             let response = WatchDeviceStatusResponse {
                 items,
                 caught_up: false,
@@ -132,7 +176,8 @@ impl Watcher {
             return Ok(true);
         }
         let items = if heartbeat {
-            vec![feed::heartbeat(&self.node.keys, &self.node.signer, &head)?]
+            let (keys, signer) = (&self.node.keys, &self.node.signer);
+            vec![feed::heartbeat(keys, signer, &head, self.last)?]
         } else {
             Vec::new()
         };
@@ -144,7 +189,7 @@ impl Watcher {
     }
 }
 
-fn signed(item: store::feed::Item) -> SignedStatus {
+fn as_sent(item: store::feed::Item) -> SignedStatus {
     SignedStatus {
         content: Some(signed_status::Content::Status(item.status.into())),
         signature: item.signature.into(),

@@ -228,6 +228,7 @@ async fn watch(
     let request = WatchDeviceStatusRequest {
         after_seq,
         history_id: history_id.to_vec().into(),
+        ..WatchDeviceStatusRequest::default()
     };
     let stream = world.client().watch_device_status(request).await;
     stream.unwrap().into_inner()
@@ -299,6 +300,7 @@ async fn the_feed_is_dense_signed_and_followed_live_on_every_node() {
         let request = WatchDeviceStatusRequest {
             after_seq: seq,
             history_id: history.to_vec().into(),
+            ..WatchDeviceStatusRequest::default()
         };
         let refused = world.client().watch_device_status(request).await;
         assert_eq!(reason(&refused.unwrap_err()), Reason::HistoryChanged);

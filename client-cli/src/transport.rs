@@ -143,7 +143,7 @@ impl Transport {
 fn never_looked_at(refusal: &Refusal) -> bool {
     matches!(
         refusal.reason,
-        Some(Reason::Overloaded | Reason::Busy | Reason::ShuttingDown)
+        Some(Reason::Overloaded | Reason::Busy | Reason::ShuttingDown | Reason::StatusFeedStale)
     )
 }
 

@@ -1,8 +1,12 @@
 //! Options. Each is also an environment variable; limits carry their unit last in the name.
 
-use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr};
+mod trust;
+
+use std::num::NonZeroUsize;
 
 use chancery_proto::common::v1::Limit;
+
+pub use trust::{AuthServiceConfig, TrustOptions};
 
 use crate::error::Error;
 
@@ -120,6 +124,9 @@ pub struct Config {
     /// Verified access tokens that are remembered.
     #[arg(long, env = "CHANCERY_DS_TOKEN_CACHE_ITEMS", default_value_t = NonZeroUsize::new(16_384).expect("not zero"))]
     pub token_cache_items: NonZeroUsize,
+    /// How far Authentication Services are believed.
+    #[command(flatten)]
+    pub trust: TrustOptions,
     /// How messages are appended.
     #[command(flatten)]
     pub batch: BatchOptions,
@@ -361,67 +368,6 @@ impl Limits {
     }
 }
 
-/// Where an Authentication Service is, and which root vouches for it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AuthServiceConfig {
-    /// Its domain.
-    pub domain: String,
-    /// Its gRPC address, `http://…`, `https://…`.
-    pub url: String,
-    /// PEM file of the pinned root certificate.
-    pub root: PathBuf,
-    /// PEM file of the authority that signed its TLS certificate.
-    pub ca: Option<PathBuf>,
-}
-
-impl fmt::Debug for AuthServiceConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-impl fmt::Display for AuthServiceConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            domain, url, root, ..
-        } = self;
-        write!(f, "domain={domain},url={url},root={}", root.display())?;
-        match &self.ca {
-            Some(ca) => write!(f, ",ca={}", ca.display()),
-            None => Ok(()),
-        }
-    }
-}
-
-impl FromStr for AuthServiceConfig {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (mut domain, mut url, mut root, mut ca) = (None, None, None, None);
-        for part in text.split(',') {
-            let (key, value) = part
-                .split_once('=')
-                .ok_or_else(|| format!("{part:?} is not key=value"))?;
-            match key {
-                "domain" => domain = Some(value.to_owned()),
-                "url" => url = Some(value.to_owned()),
-                "root" => root = Some(PathBuf::from(value)),
-                "ca" => ca = Some(PathBuf::from(value)),
-                _ => return Err(format!("unknown key {key:?}")),
-            }
-        }
-        let missing = |what: &str| format!("{what}=… is missing");
-        Ok(Self {
-            domain: domain
-                .filter(|d| !d.is_empty())
-                .ok_or_else(|| missing("domain"))?,
-            url: url.ok_or_else(|| missing("url"))?,
-            root: root.ok_or_else(|| missing("root"))?,
-            ca,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -454,19 +400,5 @@ mod tests {
         let mut limits = defaults().limits;
         limits.request_bytes = limits.message_bytes;
         assert!(limits.check().is_err());
-    }
-
-    #[test]
-    fn an_auth_service_is_read_and_written_alike() {
-        let text = "domain=a.example,url=http://[::1]:7,root=/r.pem,ca=/ca.pem";
-        assert_eq!(text.parse::<AuthServiceConfig>().unwrap().to_string(), text);
-        for bad in [
-            "",
-            "domain=,url=u,root=r",
-            "domain=a,url=u",
-            "domain=a,url=u,root=r,x=1",
-        ] {
-            assert!(bad.parse::<AuthServiceConfig>().is_err(), "{bad:?}");
-        }
     }
 }

@@ -103,6 +103,12 @@ pub const MIGRATIONS: Migrations = Migrations {
             sql: include_str!("../migrations/V4__leaf_index.sql"),
             oldest_binary: 2,
         },
+        // An older node moves a status feed on without the hash of its item: a newer one then reads the feed from its beginning.
+        Step {
+            name: "V5__status_feeds",
+            sql: include_str!("../migrations/V5__status_feeds.sql"),
+            oldest_binary: 2,
+        },
         // An older node may give a replaced last resort, and does not count its claims.
         Step {
             name: "V6__last_resorts",
@@ -142,7 +148,21 @@ pub async fn serve(
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let served = serve_until_drained(listeners, config, db, &shutdown).await;
+    serve_knowing(listeners, config, db, shutdown, status_feed::Kinds::ALL).await
+}
+
+/// The same as a program that knows these kinds of status only: how an older program meets a newer Authentication Service.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_knowing(
+    listeners: Listeners,
+    config: Config,
+    db: Db,
+    shutdown: Shutdown,
+    kinds: status_feed::Kinds,
+) -> anyhow::Result<()> {
+    let served = serve_until_drained(listeners, config, db, &shutdown, kinds).await;
     shutdown.finish(served).await
 }
 
@@ -151,13 +171,15 @@ async fn serve_until_drained(
     config: Config,
     db: Db,
     shutdown: &Shutdown,
+    kinds: status_feed::Kinds,
 ) -> anyhow::Result<()> {
     config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
+    let readiness = ops::Readiness::default();
     if let Some(bound) = listeners.ops {
-        let serving = ops::serve_ops(bound, db.clone(), shutdown.clone());
+        let serving = ops::serve_ops(bound, db.clone(), readiness.clone(), shutdown.clone());
         shutdown.spawn_unawaited("ops", serving);
     }
-    let issuers = issuers::Issuers::default();
+    let issuers = issuers::Issuers::new(&config, readiness);
     let begun = when_reachable(shutdown, || begin(&db, &config, &issuers));
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
@@ -183,7 +205,7 @@ async fn serve_until_drained(
         catching_up: Arc::new(Semaphore::new(config.catch_up_items.into())),
         config,
     });
-    spawn_tasks(&node, followers, shutdown);
+    spawn_tasks(&node, followers, kinds, shutdown);
     let request_bytes = usize::try_from(node.config.limits.request_bytes)?;
     let rpc = rpc::Rpc::new(node, shutdown.clone());
     let service = DeliveryServiceServer::new(rpc.clone()).max_decoding_message_size(request_bytes);
@@ -198,10 +220,15 @@ async fn serve_until_drained(
 }
 
 /// What goes on in a node beside its requests, until shutdown.
-fn spawn_tasks(node: &node::Node, followers: Vec<Arc<issuers::Follower>>, shutdown: &Shutdown) {
+fn spawn_tasks(
+    node: &node::Node,
+    followers: Vec<Arc<issuers::Follower>>,
+    kinds: status_feed::Kinds,
+    shutdown: &Shutdown,
+) {
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
     for follower in followers {
-        let feed = status_feed::StatusFeed::new(follower.clone(), node);
+        let feed = status_feed::StatusFeed::new(follower.clone(), node, kinds);
         shutdown.spawn("status_feed", feed.run(shutdown.clone()));
         let (db, issuers) = (node.db.clone(), node.issuers.clone());
         let refreshing = follower.run(db, issuers, refresh, shutdown.clone());
@@ -242,7 +269,8 @@ async fn begin(
     let domains = number_domains(db, config).await?;
     let mut followers = Vec::new();
     for auth_service in &config.auth_services {
-        let follower = issuers::Follower::new(auth_service, &domains)?;
+        let declared = config.trust.declared();
+        let follower = issuers::Follower::new(auth_service, &domains, declared)?;
         follower.recall(db, issuers).await?;
         followers.push(Arc::new(follower));
     }

@@ -87,7 +87,8 @@ async fn take(
         let Ok(place) = under_way.reserve().await else {
             return;
         };
-        let (group, ticket) = match prepare::send(node, &message) {
+        let may = node.issuers.may_write(&caller.domain);
+        let (group, ticket) = match may.and_then(|()| prepare::send(node, &message)) {
             Ok(send) => (send.group.clone(), node.batch.put(caller, send).await),
             Err(error) => (Vec::new(), Err(error)),
         };

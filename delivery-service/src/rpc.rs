@@ -54,6 +54,13 @@ impl Rpc {
         Ok(caller)
     }
 
+    /// The same for what writes: refused while the status feed of the caller's domain is too old.
+    async fn writer<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = self.caller(request).await?;
+        let may = self.node.issuers.may_write(&caller.domain);
+        may.map(|()| caller).map_err(status)
+    }
+
     /// By its token only: how the device stands is looked at later, with other things.
     async fn recognised(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let (gate, db) = (&self.node.gate, &self.node.db);
@@ -113,7 +120,7 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<ClaimKeyPackagesRequest>,
     ) -> Result<Response<Self::ClaimKeyPackagesStream>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = self.writer(&request).await?;
         let claim =
             key_packages::prepare_claim(&self.node, &caller, request.get_ref()).map_err(status)?;
         let (claim, node) = (Arc::new(claim), self.node.clone());
@@ -143,7 +150,7 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<CreateGroupRequest>,
     ) -> Result<Response<CreateGroupResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = self.writer(&request).await?;
         let group = prepare::group(&self.node, &caller, request.get_ref())
             .await
             .map_err(status)?;
@@ -157,7 +164,7 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<SubmitCommitRequest>,
     ) -> Result<Response<SubmitCommitResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = self.writer(&request).await?;
         let commit = prepare::commit(&self.node, &caller, request.get_ref())
             .await
             .map_err(status)?;
@@ -173,6 +180,8 @@ impl DeliveryService for Rpc {
     ) -> Result<Response<SendMessageResponse>, Status> {
         // How the device stands is read under the group's lock, with all else.
         let caller = self.recognised(request.metadata()).await?;
+        let may = self.node.issuers.may_write(&caller.domain);
+        may.map_err(status)?;
         let send = prepare::send(&self.node, request.get_ref()).map_err(status)?;
         send::send_message(&self.node, &caller, send)
             .await
@@ -270,7 +279,7 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<PutGroupInfoRequest>,
     ) -> Result<Response<PutGroupInfoResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = self.writer(&request).await?;
         let answer = recovery::put_group_info(&self.node, &caller, request.get_ref()).await;
         answer.map(Response::new).map_err(status)
     }
@@ -341,7 +350,7 @@ impl DeliveryService for Rpc {
         &self,
         request: Request<LeaveGroupRequest>,
     ) -> Result<Response<LeaveGroupResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = self.writer(&request).await?;
         let answer = leave::leave(&self.node, &caller, request.get_ref()).await;
         answer.map(Response::new).map_err(status)
     }

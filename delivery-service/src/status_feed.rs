@@ -1,16 +1,24 @@
 //! Follows the signed status feed of an Authentication Service: a revocation that it says is recorded here, and from then on that device is refused
 //! everywhere and its streams end.
 //!
-//! Each item is verified against the pinned root at its own time, must follow the one before, and is applied together with the cursor in one
-//! transaction. Any number of nodes may follow: applying twice changes nothing.
+//! Each item is verified against the accepted roots at its own time, must follow the one before ([`cursor`]), and is applied together with the cursor in
+//! one transaction. Where the feed has another past than the one that was applied, that is an alarm, and all of it is read again: what either past ended
+//! stays ended. Only a heartbeat of the present shows that nothing is missing ([`freshness`]). Any number of nodes may follow: applying twice changes
+//! nothing.
+
+pub mod cursor;
+pub mod freshness;
+mod kept;
+pub mod meaning;
+mod record;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
     auth::v1::{
-        DeviceStatus, SignedStatus, StatusChange, StatusHeartbeat, WatchDeviceStatusRequest,
-        auth_service_client::AuthServiceClient, device_status, signed_status,
+        DeviceStatus, SignedStatus, StatusHeartbeat, WatchDeviceStatusRequest,
+        WatchDeviceStatusResponse, auth_service_client::AuthServiceClient, signed_status,
     },
     common::v1::Reason,
     signed,
@@ -18,80 +26,150 @@ use chancery_proto::{
 };
 use prost::Message as _;
 use service_kit::{
-    db::{Db, Transaction, TxError},
+    db::{Db, TxError},
     lifecycle::Shutdown,
 };
-use tokio::sync::Notify;
-use uuid::Uuid;
+use tokio::{sync::Notify, time::Instant};
+use tonic::{Status, Streaming};
 
 use crate::{
+    clock::Clock,
     error::Error,
-    group::DeviceKey,
     issuers::{Follower, Issuers},
     node::Node,
     store, submit,
 };
+pub use cursor::{Cursor, Departure};
+pub use freshness::Freshness;
+use meaning::Effect;
+pub use meaning::{Kinds, Unreadable};
+use record::record;
 
-/// Heartbeats come every 30 s; longer silence than this is an alarm, and the stream is opened anew.
-const SILENCE: Duration = Duration::from_secs(95);
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// The pause before the feed is opened again, and the longest one. A revocation is to be here within a second of the service being there again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(800));
+/// The longest pause between two readings of the whole feed, where its past changes again and again.
+const READ_AGAIN: Duration = Duration::from_secs(15);
+/// The same failure is logged again after this time.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What is expected of the time between heartbeats.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    heartbeat: Duration,
+    /// Difference between a heartbeat's time and the clock that is forgiven.
+    tolerance: Duration,
+}
+
+impl Times {
+    /// The stream is opened anew after this time without a word.
+    fn silence(self) -> Duration {
+        self.heartbeat * 3 + Duration::from_secs(5)
+    }
+}
 
 /// One feed being followed.
 pub struct StatusFeed {
     follower: Arc<Follower>,
     issuers: Issuers,
     db: Db,
+    clock: Clock,
     recorded: Arc<Notify>,
+    freshness: Freshness,
+    times: Times,
+    kinds: Kinds,
     cursor: Cursor,
-}
-
-/// Where the feed was read to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Cursor {
-    history_id: Vec<u8>,
-    seq: u64,
+    /// How often its past changed since this node began.
+    pasts: u32,
+    /// How often since the last heartbeat that fitted.
+    read_again: u32,
+    /// What was kept was looked at by this program.
+    kept_applied: bool,
+    said: Option<(String, Instant)>,
 }
 
 impl StatusFeed {
-    /// Prepares; nothing is sent yet.
-    pub fn new(follower: Arc<Follower>, node: &Node) -> Self {
+    /// Prepares, for a program that knows these kinds of status; nothing is sent yet.
+    pub fn new(follower: Arc<Follower>, node: &Node, kinds: Kinds) -> Self {
+        let heartbeat = Duration::from_secs(node.config.trust.feed_heartbeat_seconds);
+        let leeway = Duration::from_secs(node.config.clock_leeway_seconds.into());
         Self {
+            freshness: node.issuers.freshness(follower.domain()),
             follower,
             issuers: node.issuers.clone(),
             db: node.db.clone(),
+            clock: node.gate.clock.clone(),
             recorded: node.revoked.clone(),
+            times: Times {
+                heartbeat,
+                tolerance: leeway + heartbeat * 2,
+            },
+            kinds,
             cursor: Cursor::default(),
+            pasts: 0,
+            read_again: 0,
+            kept_applied: false,
+            said: None,
         }
     }
 
     /// Follows until shutdown.
     pub async fn run(mut self, shutdown: Shutdown) {
         let stop = shutdown.soft();
+        let domain = self.follower.domain().to_owned();
+        let age = self.issuers.clone().watch_age(domain, self.times.tolerance);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = age => {}
+            () = self.follow_again_and_again() => {}
+        }
+    }
+
+    async fn follow_again_and_again(&mut self) {
         let mut pause = RETRY.0;
         loop {
             let before = self.cursor.clone();
-            let ended = tokio::select! {
-                () = stop.cancelled() => return,
-                ended = self.follow() => ended,
-            };
-            if let Err(error) = ended {
-                let error = format!("{error:#}");
-                tracing::warn!(
-                    domain = self.follower.domain(),
-                    error,
-                    "the status feed stopped"
-                );
-            }
+            let ended = self.follow().await;
             pause = if self.cursor == before {
                 (pause * 2).min(RETRY.1)
             } else {
                 RETRY.0
             };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+            if let Err(error) = ended {
+                match other_past(&error) {
+                    Some(why) => match self.forget(&why).await {
+                        Ok(()) => pause = self.pause_before_reading_again(),
+                        Err(error) => self.say(&error),
+                    },
+                    None => self.say(&error),
+                }
             }
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    fn pause_before_reading_again(&mut self) -> Duration {
+        self.read_again = self.read_again.saturating_add(1);
+        let doubled = 1 << (self.read_again - 1).min(10);
+        (RETRY.0 * doubled).min(READ_AGAIN)
+    }
+
+    /// Logs a failure, the same one not all the time.
+    fn say(&mut self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        let again = self
+            .said
+            .as_ref()
+            .is_none_or(|(said, at)| *said != text || at.elapsed() >= SAY_AGAIN);
+        if !again {
+            return;
+        }
+        let domain = self.follower.domain();
+        if error.is::<Unreadable>() {
+            tracing::error!(domain, error = text, "the status feed cannot be applied");
+        } else {
+            tracing::warn!(domain, error = text, "the status feed stopped");
+        }
+        self.said = Some((text, Instant::now()));
     }
 
     async fn follow(&mut self) -> anyhow::Result<()> {
@@ -99,24 +177,25 @@ impl StatusFeed {
             self.issuers.get(self.follower.domain()).is_some(),
             "its certificates are not known yet"
         );
+        if !self.kept_applied {
+            self.apply_kept().await?;
+            self.kept_applied = true;
+        }
         self.recall().await?;
         let request = WatchDeviceStatusRequest {
             after_seq: self.cursor.seq,
             history_id: self.cursor.history_id.clone().into(),
+            item_sha256: self
+                .cursor
+                .item_sha256
+                .map_or_else(Default::default, |hash| hash.to_vec().into()),
         };
         let mut client = AuthServiceClient::new(self.follower.stream_channel());
-        let mut stream = match client.watch_device_status(request).await {
-            Ok(stream) => stream.into_inner(),
-            Err(status) if Refusal::from_status(&status).reason == Some(Reason::HistoryChanged) => {
-                return self.begin_anew().await;
-            }
-            Err(status) => return Err(status.into()),
-        };
+        let opened = client.watch_device_status(request);
+        let stream = tokio::time::timeout(self.times.silence(), opened).await;
+        let mut stream = stream.context("no answer")??.into_inner();
         loop {
-            let part = tokio::time::timeout(SILENCE, stream.message())
-                .await
-                .context("silence")??
-                .context("it ended without a reason")?;
+            let part = self.next_part(&mut stream).await?;
             for item in part.items {
                 self.take(item).await?;
             }
@@ -125,28 +204,62 @@ impl StatusFeed {
         }
     }
 
+    async fn next_part(
+        &self,
+        stream: &mut Streaming<WatchDeviceStatusResponse>,
+    ) -> anyhow::Result<WatchDeviceStatusResponse> {
+        tokio::time::timeout(self.times.silence(), stream.message())
+            .await
+            .context("silence")??
+            .context("it ended without a reason")
+    }
+
     /// What was applied before, perhaps by another node.
     async fn recall(&mut self) -> anyhow::Result<()> {
+        let domain = self.follower.domain_id();
         let client = self.db.client().await?;
-        let known = store::devices::auth_service(&client, self.follower.domain_id()).await?;
-        if let Some(known) = known {
-            self.cursor = Cursor {
-                history_id: known.history_id.unwrap_or_default(),
-                seq: known.seq,
-            };
+        let Some(applied) = store::status_feeds::applied(&client, domain).await? else {
+            return Ok(());
+        };
+        if let Some(heard) = applied.heard_micros {
+            let now = self.clock.now(&self.db).await?;
+            self.freshness.recalled(now.saturating_sub(heard));
+        }
+        let cursor = applied.cursor;
+        if cursor.seq > 0 && cursor.item_sha256.is_none() {
+            tracing::info!(
+                domain = self.follower.domain(),
+                seq = cursor.seq,
+                "which status was applied last is not known; the feed is read from its beginning"
+            );
+            store::status_feeds::forget(&client, domain, &cursor).await?;
+            self.cursor = Cursor::default();
+        } else {
+            self.cursor = cursor;
         }
         Ok(())
     }
 
-    /// The Authentication Service was restored. All that it says now is applied again; what it no longer says stays recorded.
-    async fn begin_anew(&mut self) -> anyhow::Result<()> {
+    /// The feed has another past than the one that was applied: its database was restored, fell behind, or is another one. All that it says now is
+    /// applied; what it no longer says stays recorded.
+    async fn forget(&mut self, why: &str) -> anyhow::Result<()> {
         tracing::error!(
             domain = self.follower.domain(),
             seq = self.cursor.seq,
-            "the status feed has another history: its database was restored; reading it from the beginning"
+            why,
+            "the status feed has another past than the one that was applied: the database of its Authentication Service was restored, or is not \
+             the one that it was; the feed is read from its beginning, and every revocation that was known is kept"
         );
+        metrics::counter!("chancery_ds_status_feed_other_past_total", "domain" => self.follower.domain().to_owned())
+            .increment(1);
+        self.pasts += 1;
+        let name = format!("past of the status feed of {}", self.follower.domain());
+        let times = self.pasts;
+        let text =
+            format!("another one, {times} times since this node began; the last time: {why}");
+        self.issuers.readiness().warn(&name, text);
         let client = self.db.client().await?;
-        store::devices::forget_feed(&client, self.follower.domain_id()).await?;
+        store::status_feeds::forget(&client, self.follower.domain_id(), &self.cursor).await?;
         self.cursor = Cursor::default();
         Ok(())
     }
@@ -156,32 +269,32 @@ impl StatusFeed {
             signed_status::Content::Heartbeat(bytes) => {
                 let heartbeat = StatusHeartbeat::decode(bytes.clone())?;
                 self.verify(&item, signed::HEARTBEAT, &bytes, heartbeat.time_micros)?;
-                self.same_history(&heartbeat.history_id)?;
-                ensure!(
-                    heartbeat.seq == self.cursor.seq,
-                    "the feed is at {}, yet only {} came",
-                    heartbeat.seq,
-                    self.cursor.seq
-                );
-                Ok(())
+                self.take_heartbeat(&heartbeat).await
             }
             signed_status::Content::Status(bytes) => {
                 let status = DeviceStatus::decode(bytes.clone())?;
                 self.verify(&item, signed::STATUS, &bytes, status.at_micros)?;
-                self.same_history(&status.history_id)?;
-                let due = self.cursor.seq + 1;
-                ensure!(status.seq == due, "{} came instead of {due}", status.seq);
-                self.apply(&status, item.encode_to_vec()).await
+                let cursor = self.cursor.behind(&status, &bytes)?;
+                self.apply(&status, cursor, item.encode_to_vec()).await
             }
         }
     }
 
-    fn same_history(&self, history_id: &[u8]) -> anyhow::Result<()> {
-        let known = &self.cursor.history_id;
-        ensure!(
-            known.is_empty() || known == history_id,
-            "an item of another history"
-        );
+    async fn take_heartbeat(&mut self, heartbeat: &StatusHeartbeat) -> anyhow::Result<()> {
+        let cursor = self.cursor.at(heartbeat)?;
+        let now = self.clock.now(&self.db).await?;
+        let tolerance = i64::try_from(self.times.tolerance.as_micros()).unwrap_or(i64::MAX);
+        let age = freshness::age(heartbeat.time_micros, now, tolerance)
+            .context("a heartbeat that is not of the present")?;
+        self.freshness.heard(age);
+        self.read_again = 0;
+        self.said = None;
+        let client = self.db.client().await?;
+        let domain = self.follower.domain_id();
+        // Ahead of the clock it is no younger than now.
+        let time_micros = heartbeat.time_micros.min(now);
+        store::status_feeds::heard(&client, domain, &cursor, time_micros).await?;
+        self.cursor = cursor;
         Ok(())
     }
 
@@ -204,99 +317,57 @@ impl StatusFeed {
         Ok(())
     }
 
-    async fn apply(&mut self, status: &DeviceStatus, evidence: Vec<u8>) -> anyhow::Result<()> {
+    async fn apply(
+        &mut self,
+        status: &DeviceStatus,
+        cursor: Cursor,
+        evidence: Vec<u8>,
+    ) -> anyhow::Result<()> {
         let domain = self.follower.domain_id();
-        let effect = self.effect(status)?;
-        let (history_id, seq) = (status.history_id.to_vec(), status.seq);
-        let cursor = Cursor {
-            history_id: history_id.clone(),
-            seq,
-        };
+        let effect = meaning::effect(status, self.follower.domain(), self.kinds)?;
+        tracing::info!(seq = status.seq, change = status.change, "a status");
+        if let Effect::Unknown(_) = effect {
+            tracing::error!(
+                domain = self.follower.domain(),
+                seq = status.seq,
+                change = status.change,
+                "a status of a kind that this program does not know is kept, and cuts its subject off until a newer delivery-service applies it"
+            );
+            metrics::counter!("chancery_ds_status_feed_unknown_total", "domain" => self.follower.domain().to_owned())
+                .increment(1);
+        }
+        let at_micros = status.at_micros;
+        let next = cursor.clone();
         self.db
             .run_tx("apply_status", move |tx| {
-                let (history_id, evidence) = (history_id.clone(), evidence.clone());
+                let (cursor, evidence) = (next.clone(), evidence.clone());
                 Box::pin(async move {
-                    record(tx, domain, effect, &evidence).await?;
-                    store::devices::advance_feed(tx, domain, &history_id, seq).await?;
+                    if let Effect::Unknown(subject) = effect {
+                        store::status_feeds::keep(tx, domain, &cursor, subject.id(), &evidence)
+                            .await?;
+                    }
+                    record(tx, domain, effect, at_micros, &evidence).await?;
+                    store::status_feeds::advance(tx, domain, &cursor).await?;
                     Ok::<_, TxError<Error>>(())
                 })
             })
             .await
             .map_err(submit::flatten)?;
         self.cursor = cursor;
-        if matches!(effect, Effect::Gone(_)) {
-            self.recorded.notify_one();
+        match effect {
+            Effect::Gone(_) => self.recorded.notify_one(),
+            Effect::Unknown(_) => self.say_what_is_kept().await?,
+            _ => {}
         }
         Ok(())
     }
+}
 
-    fn effect(&self, status: &DeviceStatus) -> anyhow::Result<Effect> {
-        let (domain, id, device) = match &status.subject {
-            Some(device_status::Subject::Device(device)) => (&device.domain, &device.id, true),
-            Some(device_status::Subject::User(user)) => (&user.domain, &user.id, false),
-            None => return Ok(Effect::Nothing),
-        };
-        ensure!(domain == self.follower.domain(), "of another domain");
-        let id = Uuid::from_slice(id).context("the subject's id")?;
-        tracing::info!(
-            seq = status.seq,
-            change = status.change().as_str_name(),
-            "a status"
-        );
-        Ok(match status.change() {
-            StatusChange::Revoked | StatusChange::Deleted if device => {
-                Effect::Gone(Subject::Device(id))
-            }
-            StatusChange::Revoked | StatusChange::Deleted => Effect::Gone(Subject::User(id)),
-            StatusChange::Suspended => Effect::CutOff(id, false),
-            StatusChange::Expired => Effect::CutOff(id, true),
-            StatusChange::Reinstated | StatusChange::Renewed => Effect::Back(id),
-            StatusChange::Unspecified => Effect::Nothing,
-        })
+/// Why the feed must be read from its beginning, where that is what a failure means.
+fn other_past(error: &anyhow::Error) -> Option<String> {
+    if let Some(departure) = error.downcast_ref::<Departure>() {
+        return departure.is_other_past().then(|| departure.to_string());
     }
-}
-
-/// What a status does here.
-#[derive(Debug, Clone, Copy)]
-enum Effect {
-    /// For ever: refused from now on, and to be removed from every group.
-    Gone(Subject),
-    /// Until reinstated, or renewed where it expired: refused, and nowhere removed.
-    CutOff(Uuid, bool),
-    Back(Uuid),
-    /// Of a kind that this program does not know.
-    Nothing,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Subject {
-    Device(Uuid),
-    User(Uuid),
-}
-
-async fn record(
-    tx: &Transaction<'_>,
-    domain: i16,
-    effect: Effect,
-    evidence: &[u8],
-) -> Result<(), TxError<Error>> {
-    match effect {
-        Effect::Gone(Subject::Device(device)) => {
-            store::revocations::revoke(tx, DeviceKey { domain, device }, evidence).await?;
-        }
-        Effect::Gone(Subject::User(user)) => {
-            for device in store::revocations::devices_of(tx, domain, user).await? {
-                store::revocations::revoke(tx, device, evidence).await?;
-            }
-            store::revocations::suspend(tx, domain, user, false).await?;
-        }
-        Effect::CutOff(subject, expired) => {
-            store::revocations::suspend(tx, domain, subject, expired).await?;
-        }
-        Effect::Back(subject) => {
-            store::revocations::reinstate(tx, domain, subject).await?;
-        }
-        Effect::Nothing => {}
-    }
-    Ok(())
+    let refusal = Refusal::from_status(error.downcast_ref::<Status>()?);
+    (refusal.reason == Some(Reason::HistoryChanged)).then_some(refusal.text)
 }

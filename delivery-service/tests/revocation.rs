@@ -271,9 +271,9 @@ async fn a_suspended_user_is_cut_off_and_comes_back_as_it_was() {
             Box::pin(async move {
                 let domain = store::devices::domain_id(tx, forge::DOMAIN).await?;
                 if suspend {
-                    store::revocations::suspend(tx, domain, user, false).await?;
+                    store::revocations::suspend(tx, domain, user, false, 1).await?;
                 } else {
-                    store::revocations::reinstate(tx, domain, user).await?;
+                    store::revocations::reinstate(tx, domain, user, 2).await?;
                 }
                 Ok::<_, TxError<delivery_service::error::Error>>(())
             })

@@ -19,7 +19,7 @@ const BY_GROUP: &str = "asked epoch_reports epochs group_heads groups log member
 const BY_DEVICE: &str = "device_groups devices key_package_claims key_packages";
 /// Reference tables, copied to every node. `revoked_devices` is joined with the members of groups, and `suspended` holds users and devices: neither could
 /// be looked up on the shard of one device. The last two are the migrations' own.
-const EVERYWHERE: &str = "auth_services domains revoked_devices service_state suspended refinery_schema_history schema_compat";
+const EVERYWHERE: &str = "auth_roots auth_services domains revoked_devices service_state suspended unknown_statuses refinery_schema_history schema_compat";
 
 /// What a message, and reading it, is made of. Batches name several groups in one statement (`unnest` of groups). On a distributed database that is a
 /// statement over several shards in one transaction, with a two-phase COMMIT; so committers are to be assigned by shard, and a batch stays on one.

@@ -64,6 +64,7 @@ pub struct Anchors {
     intermediates: Vec<CertificateDer<'static>>,
     signing_keys: Vec<[u8; 32]>,
     by_root: Arc<Mutex<BTreeSet<[u8; 32]>>>,
+    former: Vec<Self>,
 }
 
 /// Good signatures of a root that are remembered: it signs a few intermediates.
@@ -163,7 +164,15 @@ impl Anchors {
             intermediates: valid,
             signing_keys,
             by_root: Arc::default(),
+            former: Vec::new(),
         })
+    }
+
+    /// The same, with roots whose place this one took: what was issued under them verifies as well.
+    #[must_use]
+    pub fn after(mut self, former: Vec<Self>) -> Self {
+        self.former = former;
+        self
     }
 
     /// Verifies a device's certificate at `at` (Unix seconds) and reads it.
@@ -175,7 +184,10 @@ impl Anchors {
         leaf_der: &[u8],
         at: i64,
     ) -> Result<DeviceCertificate, CertificateError> {
-        self.verify_path(leaf_der, &self.intermediates, at, DEVICE_EKU_DER)?;
+        let verify = |anchors: &Self| {
+            anchors.verify_path(leaf_der, &anchors.intermediates, at, DEVICE_EKU_DER)
+        };
+        self.any(verify)?;
         read_device(leaf_der)
     }
 
@@ -213,10 +225,21 @@ impl Anchors {
             .iter()
             .map(|der| CertificateDer::from(der.as_ref().to_vec()))
             .collect();
-        self.verify_path(leaf.as_ref(), &above, at, STATUS_EKU_DER)?;
+        self.any(|anchors| anchors.verify_path(leaf.as_ref(), &above, at, STATUS_EKU_DER))?;
         let (_, leaf) =
             X509Certificate::from_der(leaf.as_ref()).map_err(|_| profile("not a certificate"))?;
         Ok(leaf.public_key().subject_public_key.data.to_vec())
+    }
+
+    /// Whether it verifies under this root, or else under one before it; the failure under this one.
+    fn any(
+        &self,
+        verify: impl Fn(&Self) -> Result<(), CertificateError>,
+    ) -> Result<(), CertificateError> {
+        verify(self).or_else(|failed| {
+            let former = self.former.iter().any(|former| verify(former).is_ok());
+            if former { Ok(()) } else { Err(failed) }
+        })
     }
 
     fn verify_path(

@@ -1,7 +1,13 @@
 //! Repairs that tests can undo, so that they show that they would notice.
 //!
-//! The switches exist only with the feature `mutants`, which nothing that is shipped turns on. Without it [`is_on`] is the
-//! constant `false`, and the compiler removes what stands behind it. A switch holds for the thread that sets it.
+//! The switches exist only with the feature `mutants`, which tests and the simulation turn on. Without it [`is_on`] is the constant
+//! `false`, and the compiler removes what stands behind it; with it no release can be built, so that none ships. A switch holds
+//! for the thread that sets it.
+
+#[cfg(all(feature = "mutants", not(debug_assertions)))]
+compile_error!(
+    "the feature `mutants` undoes repairs: it is for tests, and no release is built with it"
+);
 
 /// One repair, undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +84,18 @@ pub enum Mutant {
     ClaimedKeyPackagesUnchecked,
     /// A last resort that was given out is not renewed by its owner.
     UsedLastResortStays,
+    /// The history of a status feed is taken from inside its items, which keep the one under which they were signed.
+    FeedHistoryOfItems,
+    /// A status feed's cursor is a number alone: another item under the same number is taken for the one that was applied.
+    FeedPastUncompared,
+    /// The time of a status feed's heartbeat is not compared with the clock.
+    FeedHeartbeatsTimeless,
+    /// Writers are not refused however long the status feed of their domain was not heard.
+    FeedAgeUnbounded,
+    /// A status of an unknown kind, or about an unknown kind of subject, is passed over.
+    FeedUnknownDropped,
+    /// Another root or token key behind an Authentication Service's name is taken without a declaration.
+    IssuerChangeUndeclared,
 }
 
 impl Mutant {
@@ -119,6 +137,12 @@ impl Mutant {
         Self::UnreachableLeavesStay,
         Self::ClaimedKeyPackagesUnchecked,
         Self::UsedLastResortStays,
+        Self::FeedHistoryOfItems,
+        Self::FeedPastUncompared,
+        Self::FeedHeartbeatsTimeless,
+        Self::FeedAgeUnbounded,
+        Self::FeedUnknownDropped,
+        Self::IssuerChangeUndeclared,
     ];
 }
 

@@ -95,6 +95,11 @@ pub const REVOKE: &str = "chancery revoke 1";
 /// Label for an encoded `auth.v1.DeviceStatus`.
 pub const STATUS: &str = "chancery status 1";
 
+/// SHA-256 of an item of the status feed, by which the next item, heartbeats and cursors name it: of the encoded `auth.v1.DeviceStatus`.
+pub fn status_sha256(status: &[u8]) -> [u8; 32] {
+    Sha256::digest(status).into()
+}
+
 /// Label for an encoded `auth.v1.StatusHeartbeat`.
 pub const HEARTBEAT: &str = "chancery heartbeat 1";
 

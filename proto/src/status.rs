@@ -47,9 +47,11 @@ pub fn code(reason: Reason) -> Code {
         Reason::CursorTooOld | Reason::OutcomeForgotten => Code::OutOfRange,
         Reason::HistoryChanged => Code::DataLoss,
         Reason::LimitExceeded | Reason::RateLimited => Code::ResourceExhausted,
-        Reason::Overloaded | Reason::Busy | Reason::ShuttingDown | Reason::Storage => {
-            Code::Unavailable
-        }
+        Reason::Overloaded
+        | Reason::Busy
+        | Reason::ShuttingDown
+        | Reason::Storage
+        | Reason::StatusFeedStale => Code::Unavailable,
     }
 }
 

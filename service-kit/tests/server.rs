@@ -132,7 +132,8 @@ async fn metrics_and_health_say_what_happens() {
         ..PoolOptions::default()
     };
     let db = Db::connect("postgres://x@127.0.0.1:1/x", &nobody).unwrap();
-    let ops = spawn_short(ops::serve_ops(ops_bound, db, shutdown.clone()));
+    let readiness = ops::Readiness::default();
+    let ops = spawn_short(ops::serve_ops(ops_bound, db, readiness, shutdown.clone()));
     serve(bound, &shutdown);
     let (status, _) = get(&ops_url, "/healthz").await;
     assert!(status.contains("200"), "{status}");

@@ -18,6 +18,8 @@ pub struct Head {
     pub history_id: Uuid,
     /// The database's time.
     pub now: OffsetDateTime,
+    /// False where the database is a replica, which cannot know what came last.
+    pub primary: bool,
 }
 
 /// Takes the next position, locked until COMMIT.
@@ -31,6 +33,7 @@ pub async fn next(tx: &Transaction<'_>) -> Result<Head, Error> {
         seq: unsigned(row.get(0)),
         history_id: row.get(1),
         now: row.get(2),
+        primary: true,
     })
 }
 
@@ -39,8 +42,7 @@ pub async fn next(tx: &Transaction<'_>) -> Result<Head, Error> {
 /// # Errors
 /// The database.
 pub async fn head<C: GenericClient>(client: &C) -> Result<Head, Error> {
-    let sql =
-        "/* feed::head */ SELECT status_seq, incarnation, clock_timestamp() FROM service_state";
+    let sql = "/* feed::head */ SELECT status_seq, incarnation, clock_timestamp(), NOT pg_is_in_recovery() FROM service_state";
     let row = client
         .query_one(&client.prepare_cached(sql).await?, &[])
         .await?;
@@ -48,7 +50,20 @@ pub async fn head<C: GenericClient>(client: &C) -> Result<Head, Error> {
         seq: unsigned(row.get(0)),
         history_id: row.get(1),
         now: row.get(2),
+        primary: row.get(3),
     })
+}
+
+/// The item at this position.
+///
+/// # Errors
+/// The database.
+pub async fn at<C: GenericClient>(client: &C, seq: u64) -> Result<Option<Vec<u8>>, Error> {
+    let sql = "/* feed::at */ SELECT status FROM status_feed WHERE seq = $1";
+    let row = client
+        .query_opt(&client.prepare_cached(sql).await?, &[&signed(seq)])
+        .await?;
+    Ok(row.map(|row| row.get(0)))
 }
 
 /// Writes one item.

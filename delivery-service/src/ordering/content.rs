@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chancery_proto::{
     framing::ExternalCommit,
     group_info::GroupInfo,
-    leaf::{LeafNode, Source},
+    leaf::LeafNode,
     mutants::{self, Mutant},
     policy::{ExternalJoin, Policy},
     suite::Suite,
@@ -157,11 +157,6 @@ impl ExternalContent<'_> {
         if commit.removes.as_slice() != self.own_leaf.as_slice() {
             return Err(Rejection::CommitInfo(
                 "an external Commit removes exactly the caller's own old leaf, if it has one",
-            ));
-        }
-        if !matches!(commit.leaf.source, Source::Commit(_)) {
-            return Err(Rejection::CredentialInvalid(
-                "the leaf of an external Commit has another source than a Commit",
             ));
         }
         let Some(place) = place_of(&commit.leaf, self.leaves) else {

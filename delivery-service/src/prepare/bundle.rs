@@ -9,7 +9,9 @@ use chancery_proto::{
     delivery::v1::{CommitBundle, EntryKind, SubmitCommitRequest},
     framing::{self, ContentType, ExternalCommit, Message},
     group_info::GroupInfo,
-    leaf::{LeafNode, Source},
+    hpke::check_public_key,
+    leaf::{LeafFault, LeafNode, Source, SourceKind, check_leaf},
+    suite::Suite,
     welcome::Welcome,
 };
 use uuid::Uuid;
@@ -129,6 +131,14 @@ impl Bundle {
             .commit_info
             .ok_or_else(|| commit_info_invalid("a Commit without CommitInfo"))?;
         let info = group_info(limits, &bundle.group_info)?;
+        if let (Message::ExternalCommit(commit), Some(suite)) =
+            (&parsed, Suite::from_code(info.suite))
+        {
+            check_leaf(&commit.leaf, suite, SourceKind::Commit)?;
+            for key in &commit.path_keys {
+                check_public_key(suite, key).map_err(LeafFault::EncryptionKey)?;
+            }
+        }
         Ok(Self {
             content_hash: commit_hash(request, bundle),
             epoch_seq: request.epoch_seq,
@@ -267,9 +277,9 @@ fn welcomes(rules: &Rules<'_>, bundle: &CommitBundle, suite: u16) -> Result<Welc
     for bytes in &bundle.welcomes {
         limits.within("welcome_bytes", limits.welcome_bytes, bytes.len())?;
         let welcome = Welcome::parse(bytes, bytes.len()).map_err(malformed("welcomes"))?;
-        if welcome.suite != suite {
-            return Err(mismatch("a Welcome is of another cipher suite"));
-        }
+        welcome
+            .check_suite(suite)
+            .map_err(|error| mismatch(&error.to_string()))?;
         if *shared.get_or_insert_with(|| welcome.encrypted_group_info.clone())
             != welcome.encrypted_group_info
         {

@@ -148,7 +148,7 @@ async fn whole<C: GenericClient>(
     for (index, bytes) in nodes {
         // A tree that shrank keeps its older, wider nodes for the epochs that had them.
         if tree.width().saturating_mul(2) > index.saturating_add(1) {
-            tree.set(index, Some(&bytes)).map_err(corrupt)?;
+            tree.restore(index, bytes).map_err(corrupt)?;
         }
     }
     Ok(tree)

@@ -6,7 +6,7 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{columns, device_key, place_of, signed, unsigned};
+use super::{columns, device_key, place_of};
 use crate::{group::DeviceKey, ordering::facts::KnownDevice};
 
 /// Notes a device on its first changing request; returns what is known of it (the user of the first time, never of a later one).
@@ -112,7 +112,7 @@ pub async fn standing<C: GenericClient>(
 /// How far every status feed was applied, in one text.
 macro_rules! feeds_applied {
     () => {
-        "(SELECT coalesce(string_agg(concat_ws(':', domain_id, encode(history_id, 'hex'), seq), ' ' ORDER BY domain_id), '') FROM auth_services)"
+        "(SELECT coalesce(string_agg(concat_ws(':', domain_id, encode(history_id, 'hex'), seq, applied), ' ' ORDER BY domain_id), '') FROM auth_services)"
     };
 }
 
@@ -174,31 +174,17 @@ impl NothingSaid {
     }
 }
 
-/// An Authentication Service as last seen.
-#[derive(Debug, Clone)]
-pub struct AuthService {
-    /// Encoded `auth.v1.GetServiceInfoResponse`.
-    pub service_info: Vec<u8>,
-    /// History of its status feed.
-    pub history_id: Option<Vec<u8>>,
-    /// Last status applied.
-    pub seq: u64,
-}
-
-/// What an Authentication Service last said of itself.
+/// What an Authentication Service last said of itself: an encoded `auth.v1.GetServiceInfoResponse`.
 pub async fn auth_service<C: GenericClient>(
     client: &C,
     domain: i16,
-) -> Result<Option<AuthService>, Error> {
-    let sql = "/* devices::auth_service */ SELECT service_info, history_id, seq FROM auth_services WHERE domain_id = $1";
+) -> Result<Option<Vec<u8>>, Error> {
+    let sql =
+        "/* devices::auth_service */ SELECT service_info FROM auth_services WHERE domain_id = $1";
     let row = client
         .query_opt(&client.prepare_cached(sql).await?, &[&domain])
         .await?;
-    Ok(row.map(|row| AuthService {
-        service_info: row.get(0),
-        history_id: row.get(1),
-        seq: unsigned(row.get(2)),
-    }))
+    Ok(row.map(|row| row.get(0)))
 }
 
 /// How far the status feeds were applied, as [`Standings::run`] says it: what they say is recorded in the transaction that moves this on.
@@ -225,30 +211,6 @@ pub async fn remember_auth_service<C: GenericClient>(
         )
         .await?;
     Ok(())
-}
-
-/// Moves the feed's cursor forward, with what it says, in one transaction.
-pub async fn advance_feed(
-    tx: &Transaction<'_>,
-    domain: i16,
-    history_id: &[u8],
-    seq: u64,
-) -> Result<u64, Error> {
-    let sql = "/* devices::advance_feed */ UPDATE auth_services SET history_id = $2, seq = $3 \
-               WHERE domain_id = $1 AND (history_id IS DISTINCT FROM $2 OR seq < $3)";
-    tx.execute(
-        &tx.prepare_cached(sql).await?,
-        &[&domain, &history_id, &signed(seq)],
-    )
-    .await
-}
-
-/// Forgets how far a feed was applied; what was applied stays.
-pub async fn forget_feed<C: GenericClient>(client: &C, domain: i16) -> Result<u64, Error> {
-    let sql = "/* devices::forget_feed */ UPDATE auth_services SET history_id = NULL, seq = 0 WHERE domain_id = $1";
-    client
-        .execute(&client.prepare_cached(sql).await?, &[&domain])
-        .await
 }
 
 /// Gives a domain name its number; the same name always gets the same.

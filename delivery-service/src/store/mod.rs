@@ -10,6 +10,7 @@ pub mod recovery;
 pub mod retention;
 pub mod revocations;
 pub mod roster;
+pub mod status_feeds;
 pub mod tree;
 pub mod welcomes;
 

@@ -52,26 +52,37 @@ pub async fn devices_of(
         .collect())
 }
 
-/// Cuts a user or a device off, for a while.
+/// Cuts a user or a device off, for a while, by a status of this time (Unix microseconds).
 pub async fn suspend(
     tx: &Transaction<'_>,
     domain: i16,
     subject: Uuid,
     expired: bool,
+    at_micros: i64,
 ) -> Result<u64, Error> {
-    let sql = "/* revocations::suspend */ INSERT INTO suspended (domain_id, subject_id, expired) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    let sql = "/* revocations::suspend */ INSERT INTO suspended AS s (domain_id, subject_id, expired, at_micros) VALUES ($1, $2, $3, $4) \
+               ON CONFLICT (subject_id, domain_id, unknown) DO UPDATE SET at_micros = EXCLUDED.at_micros WHERE s.at_micros < EXCLUDED.at_micros";
     tx.execute(
         &tx.prepare_cached(sql).await?,
-        &[&domain, &subject, &expired],
+        &[&domain, &subject, &expired, &at_micros],
     )
     .await
 }
 
-/// Lets it in again.
-pub async fn reinstate(tx: &Transaction<'_>, domain: i16, subject: Uuid) -> Result<u64, Error> {
-    let sql = "/* revocations::reinstate */ DELETE FROM suspended WHERE domain_id = $1 AND subject_id = $2";
-    tx.execute(&tx.prepare_cached(sql).await?, &[&domain, &subject])
-        .await
+/// Lets it in again, by a status of this time. One that is older than what cut it off lifts nothing: it was read again, after a restore. Neither does
+/// any status lift what one of an unknown kind did.
+pub async fn reinstate(
+    tx: &Transaction<'_>,
+    domain: i16,
+    subject: Uuid,
+    at_micros: i64,
+) -> Result<u64, Error> {
+    let sql = "/* revocations::reinstate */ DELETE FROM suspended WHERE domain_id = $1 AND subject_id = $2 AND NOT unknown AND at_micros <= $3";
+    tx.execute(
+        &tx.prepare_cached(sql).await?,
+        &[&domain, &subject, &at_micros],
+    )
+    .await
 }
 
 /// Groups with a revoked member that is not marked yet. From the revoked devices on, whatever the planner knows of a table that is nearly always empty: it

@@ -6,7 +6,7 @@ use std::{
 };
 
 use chancery_proto::{
-    certificate::{DEVICE_EKU, device_uri, user_uri},
+    certificate::{DEVICE_EKU, STATUS_EKU, device_uri, user_uri},
     commit_info::{CommitInfo, Member, MessageData},
     key_package::LAST_RESORT,
     leaf::LeafNode,
@@ -59,7 +59,9 @@ impl Authority {
         let root = Issuer::new(root, root_key);
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let mut params = ca(0);
-        params.extended_key_usages = eku();
+        params.extended_key_usages = [DEVICE_EKU, STATUS_EKU]
+            .map(|usage| ExtendedKeyUsagePurpose::Other(usage.to_vec()))
+            .to_vec();
         let intermediate_der = params.signed_by(&key, &root).unwrap().der().to_vec();
         let token_pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         let pair = Ed25519KeyPair::from_pkcs8(token_pkcs8.as_ref()).unwrap();
@@ -95,6 +97,19 @@ impl Authority {
             pair,
             published: Mutex::default(),
         }
+    }
+
+    /// A key that signs the status feed, and its chain up to, not including, the root.
+    pub fn status_signer(&self) -> (Ed25519KeyPair, Vec<Vec<u8>>) {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(STATUS_EKU.to_vec())];
+        params.not_before = time::OffsetDateTime::now_utc() - time::Duration::days(1);
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key.serialize_der()).unwrap();
+        let chain = vec![certificate.der().to_vec(), self.intermediate_der.clone()];
+        (pair, chain)
     }
 
     /// An access token that ends in `seconds`.

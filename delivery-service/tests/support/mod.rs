@@ -8,6 +8,7 @@
 
 pub mod forge;
 pub mod key_packages;
+pub mod scripted_auth;
 pub mod trio;
 
 use std::{
@@ -25,7 +26,11 @@ use chancery_proto::{
     status::Refusal,
 };
 use chancery_proto::{commit_info::CommitInfo, tree::Tree};
-use delivery_service::{Config, Listeners, MIGRATIONS, serve, store};
+use delivery_service::{
+    Config, Listeners, MIGRATIONS, serve_knowing,
+    status_feed::{Cursor, Kinds},
+    store,
+};
 use forge::{Authority, DOMAIN, Device};
 use prost::Message as _;
 use service_kit::{
@@ -44,12 +49,20 @@ pub struct World {
     pub authority: Authority,
     pub nodes: Vec<Node>,
     turn: AtomicUsize,
-    _root: tempfile::NamedTempFile,
+    /// Where the Authentication Service is looked for.
+    auth_url: String,
+    /// PEM file of the pinned root.
+    pub root: tempfile::NamedTempFile,
 }
+
+/// Where nobody listens.
+const NOWHERE: &str = "http://127.0.0.1:9";
 
 pub struct Node {
     pub client: Client,
-    /// Where its metrics are.
+    /// `/readyz` and `/metrics`.
+    pub ops_url: String,
+    /// Where they are served.
     pub ops: ListenAddr,
     pub shutdown: Shutdown,
 }
@@ -74,18 +87,8 @@ pub fn pem(der: &[u8]) -> String {
 impl World {
     /// `nodes` services on one database; the Authentication Service is down and known from before.
     pub async fn start(nodes: usize, options: &[&str]) -> Self {
-        let db = TestDb::create(&MIGRATIONS).await;
-        let authority = Authority::new();
-        let root = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(root.path(), pem(&authority.root_der)).unwrap();
-        remember(&db, &authority).await;
-        let mut world = Self {
-            db,
-            authority,
-            nodes: Vec::new(),
-            turn: AtomicUsize::new(0),
-            _root: root,
-        };
+        let mut world = Self::beside(NOWHERE, Authority::new()).await;
+        remember(&world.db, &world.authority).await;
         for _ in 0..nodes {
             let node = world.node(options).await;
             world.nodes.push(node);
@@ -93,8 +96,27 @@ impl World {
         world
     }
 
+    /// Without nodes yet, on a fresh database, beside an Authentication Service that is at this address.
+    pub async fn beside(auth_url: &str, authority: Authority) -> Self {
+        let root = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(root.path(), pem(&authority.root_der)).unwrap();
+        Self {
+            db: TestDb::create(&MIGRATIONS).await,
+            authority,
+            nodes: Vec::new(),
+            turn: AtomicUsize::new(0),
+            auth_url: auth_url.to_owned(),
+            root,
+        }
+    }
+
     pub async fn node(&self, options: &[&str]) -> Node {
-        let (node, served) = self.serve(options).await;
+        self.node_knowing(Kinds::ALL, options).await
+    }
+
+    /// A node of a program that knows these kinds of status.
+    pub async fn node_knowing(&self, kinds: Kinds, options: &[&str]) -> Node {
+        let (node, served) = self.serve_knowing(kinds, options).await;
         spawn_short(async move { served.await.unwrap() });
         node
     }
@@ -107,11 +129,20 @@ impl World {
         Node,
         impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
+        self.serve_knowing(Kinds::ALL, options).await
+    }
+
+    async fn serve_knowing(
+        &self,
+        kinds: Kinds,
+        options: &[&str],
+    ) -> (
+        Node,
+        impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         use clap::Parser as _;
-        let auth = format!(
-            "domain={DOMAIN},url=http://127.0.0.1:9,root={}",
-            self._root.path().display()
-        );
+        let (url, root) = (&self.auth_url, self.root.path().display());
+        let auth = format!("domain={DOMAIN},url={url},root={root}");
         let mut args = vec!["x", "--domain", DOMAIN, "--auth-service", &auth];
         if !options.contains(&"--head-poll-millis") {
             args.extend(["--head-poll-millis", "20"]);
@@ -122,20 +153,22 @@ impl World {
             .await
             .unwrap();
         let url = public.url();
+        let ops = bind(&"127.0.0.1:0".parse().unwrap(), None, false)
+            .await
+            .unwrap();
+        let ops_url = ops.url();
         let pool = PoolOptions {
             pool_connections_items: 8,
             ..PoolOptions::default()
         };
         let db = Db::connect(&self.db.url(), &pool).unwrap();
         let shutdown = Shutdown::new();
-        let ops = bind(&"127.0.0.1:0".parse().unwrap(), None, false).await;
-        let ops = ops.unwrap();
         let ops_at = ops.local_addr().clone();
         let listeners = Listeners {
             public,
             ops: Some(ops),
         };
-        let served = serve(listeners, config, db, shutdown.clone());
+        let served = serve_knowing(listeners, config, db, shutdown.clone(), kinds);
         let channel = Channel::from_shared(url)
             .unwrap()
             .timeout(Duration::from_secs(30))
@@ -143,6 +176,7 @@ impl World {
         let client = Client::new(channel).max_encoding_message_size(64 << 20);
         let node = Node {
             client,
+            ops_url,
             ops: ops_at,
             shutdown,
         };
@@ -211,9 +245,12 @@ impl World {
                 let domain = store::devices::domain_id(tx, DOMAIN).await?;
                 let key = delivery_service::group::DeviceKey { domain, device: id };
                 store::revocations::revoke(tx, key, b"evidence").await?;
-                let feed = store::devices::auth_service(tx, domain).await?.unwrap();
-                let seq = feed.seq + 1;
-                store::devices::advance_feed(tx, domain, b"history", seq).await?;
+                let applied = store::status_feeds::applied(tx, domain).await?.unwrap();
+                let cursor = Cursor {
+                    seq: applied.cursor.seq + 1,
+                    ..applied.cursor
+                };
+                store::status_feeds::advance(tx, domain, &cursor).await?;
                 Ok::<_, TxError<delivery_service::error::Error>>(())
             })
         })
@@ -257,6 +294,19 @@ pub fn with_token<T>(request: T, token: &str) -> Request<T> {
     request
 }
 
+/// The status line and the body of a GET.
+pub async fn get(url: &str, path: &str) -> (String, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
 pub fn reason(status: &Status) -> Reason {
     Refusal::from_status(status)
         .reason
@@ -276,8 +326,9 @@ pub struct Group {
 }
 
 impl Group {
-    pub async fn create(world: &World, creator: &Device) -> Self {
-        let group = Self {
+    /// Not created yet.
+    pub fn blank(creator: &Device) -> Self {
+        Self {
             id: Uuid::new_v4().as_bytes().repeat(2),
             epoch: 0,
             epoch_seq: 0,
@@ -285,7 +336,11 @@ impl Group {
             chain: [0; 32],
             tree: forge::tree(&[creator], 0),
             policy: Policy::for_domain(DOMAIN),
-        };
+        }
+    }
+
+    pub async fn create(world: &World, creator: &Device) -> Self {
+        let group = Self::blank(creator);
         let request = world.by(creator, group.create_request());
         world.client().create_group(request).await.unwrap();
         group

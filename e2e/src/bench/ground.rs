@@ -203,6 +203,8 @@ impl Ground {
             "domain={DOMAIN},url=http://127.0.0.1:9,root={}",
             arg(&self.root_pem)
         ));
+        // A long run outlives what is believed of a feed that nobody serves.
+        command.args(["--feed-max-age-seconds", "1000000"]);
         let child = command.stdout(Stdio::null()).stderr(log).spawn()?;
         self.nodes.push(Node {
             process: Running(child),

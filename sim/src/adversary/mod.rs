@@ -8,13 +8,12 @@
 //! | [`actor`] | the hostile member |
 //! | `craft`, `ghost` | bytes that it signs |
 //! | `verdict` | what must be true afterwards |
-//! | `mutants` | repairs undone one at a time; with the feature of that name |
+//! | `mutants` | repairs undone one at a time |
 
 pub mod actor;
 mod craft;
 mod ghost;
 pub mod grammar;
-#[cfg(feature = "mutants")]
 pub mod mutants;
 mod verdict;
 

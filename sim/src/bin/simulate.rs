@@ -25,11 +25,9 @@ struct Cli {
     #[arg(long)]
     kind: Option<String>,
     /// Undoes single repairs, and lets the adversary find each of them.
-    #[cfg(feature = "mutants")]
     #[arg(long)]
     mutants: bool,
     /// With `--mutants`: only the few that each run of the tests looks for.
-    #[cfg(feature = "mutants")]
     #[arg(long)]
     short: bool,
     /// The last line is the summary, and the only one unless something failed.
@@ -39,7 +37,6 @@ struct Cli {
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
-    #[cfg(feature = "mutants")]
     if cli.mutants {
         return undone(&cli);
     }
@@ -150,7 +147,6 @@ fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 /// Each mutant is found within its number of seeds, and names what it broke.
-#[cfg(feature = "mutants")]
 fn undone(cli: &Cli) -> anyhow::Result<ExitCode> {
     use adversary::mutants::{HUNTS, find};
     let mut out = std::io::stdout();
