@@ -80,7 +80,7 @@ fn cases() -> BTreeMap<&'static str, Value> {
     group.merge_pending_commit(&alice.provider).unwrap();
     let before = tree_of(&group);
     let bundle = carol.key_package();
-    let (_, welcome, info) = group
+    let (_, welcome, _) = group
         .add_members(
             &alice.provider,
             &alice.signer,
@@ -113,7 +113,9 @@ fn cases() -> BTreeMap<&'static str, Value> {
     let said = group
         .create_message(&alice.provider, &alice.signer, b"said")
         .unwrap();
-    let info = MlsMessageOut::from(info.unwrap());
+    let info = group
+        .export_group_info(alice.provider.crypto(), &alice.signer, false)
+        .unwrap();
     BTreeMap::from([
         (
             "deserialization",

@@ -55,12 +55,12 @@ impl Session {
         // A node of the page may hand its data to an unprivileged account, which has to pass through.
         fs::create_dir(&work)?;
         fs::set_permissions(&work, fs::Permissions::from_mode(0o711))?;
-        let bin = programs.path("");
-        let bin = bin.parent().context("no folder of programs")?.to_owned();
-        for (name, target) in links(&bin) {
+        let client = programs.path("client-cli");
+        let bin = client.parent().context("no folder of programs")?;
+        for (name, target) in links(bin) {
             symlink(target, work.join(name))?;
         }
-        let environment = environment(&bin, &postgres)?;
+        let environment = environment(bin, &postgres)?;
         for (name, value) in &environment {
             writeln!(out, "{name}={value}")?;
         }
@@ -68,9 +68,8 @@ impl Session {
         command.args(["--noprofile", "--norc"]).current_dir(&work);
         // Options of the caller would be options of every program on the page.
         for name in std::env::vars_os().map(|(name, _)| name) {
-            let kept = ["CHANCERY_PG_BIN", "CHANCERY_NO_INSTALL"].map(AsRef::as_ref);
-            if name.to_string_lossy().starts_with("CHANCERY_") && !kept.contains(&name.as_os_str())
-            {
+            let kept = name == "CHANCERY_PG_BIN" || name == "CHANCERY_NO_INSTALL";
+            if name.to_string_lossy().starts_with("CHANCERY_") && !kept {
                 command.env_remove(name);
             }
         }

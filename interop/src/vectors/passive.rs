@@ -56,12 +56,6 @@ impl From<StoreError> for Failure {
     }
 }
 
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        Self(error)
-    }
-}
-
 pub(super) fn play(case: Passive) -> anyhow::Result<()> {
     suite(case.cipher_suite)?;
     let mut store = Store::in_memory()?;

@@ -65,7 +65,7 @@ pub(super) fn math(case: Math) -> anyhow::Result<()> {
                     );
                 }
             }
-            _ => ensure!(index % 2 == 0, "node {index} has no children"),
+            _ => ensure!(index.is_multiple_of(2), "node {index} has no children"),
         }
     }
     Ok(())
@@ -91,7 +91,7 @@ pub(super) fn validation(case: Validation) -> anyhow::Result<()> {
     for ((index, hash), expected) in hashes.iter().zip(&case.tree_hashes) {
         ensure!(*hash == expected.0, "tree hash of node {index}");
     }
-    for (index, node) in tree.nodes().filter(|(index, _)| index % 2 == 0) {
+    for (index, node) in tree.nodes().filter(|(index, _)| index.is_multiple_of(2)) {
         let mut reader = Reader::new(node.get(2..).unwrap_or_default());
         let leaf = LeafNode::read(&mut reader)?;
         reader.finish()?;
