@@ -100,9 +100,11 @@ fn key_package(bytes: &Hex) -> anyhow::Result<KeyPackageIn> {
 
 fn join(step: &Step<'_>, case: &Passive) -> anyhow::Result<MlsGroup> {
     let provider = step.provider();
-    let package = key_package(&case.key_package)?
-        .validate(provider.crypto(), ProtocolVersion::Mls10)
-        .context("the KeyPackage")?;
+    let package = key_package(&case.key_package)?;
+    let package = match package.validate(provider.crypto(), ProtocolVersion::Mls10) {
+        Ok(package) => package,
+        Err(error) => return unusable(&format!("{error:?}"), "the KeyPackage"),
+    };
     let reference = package.hash_ref(provider.crypto())?;
     let stored = provider
         .storage()
@@ -131,22 +133,33 @@ fn join(step: &Step<'_>, case: &Passive) -> anyhow::Result<MlsGroup> {
         .and_then(|staged| staged.into_group(provider));
     let group = match group {
         Ok(group) => group,
-        // A branch or a ReInit brings a PSK of another group.
-        Err(error) => {
-            let text = format!("{error:?}");
-            if text.contains("Psk") {
-                return unsupported(format!(
-                    "openmls 0.9.2 joins with a PSK of another group: {text}"
-                ));
-            }
-            bail!("the Welcome: {text}");
-        }
+        Err(error) => return unusable(&format!("{error:?}"), "the Welcome"),
     };
     ensure!(
         group.epoch_authenticator().as_slice() == case.initial_epoch_authenticator.0,
         "initial_epoch_authenticator"
     );
     Ok(group)
+}
+
+/// What openmls refuses by a rule of its own, or of the calendar, is told apart from what it gets wrong.
+fn unusable<T>(text: &str, what: &str) -> anyhow::Result<T> {
+    for (sign, why) in [
+        (
+            "Lifetime",
+            "a lifetime that is over: play it with the clock of its day",
+        ),
+        (
+            "UnsupportedExtension",
+            "openmls 0.9.2 wants a KeyPackage's extensions in its leaf's capabilities",
+        ),
+        ("Psk", "openmls 0.9.2 joins with no PSK of another group"),
+    ] {
+        if text.contains(sign) {
+            return unsupported(why);
+        }
+    }
+    bail!("{what}: {text}")
 }
 
 fn follow(step: &Step<'_>, group: &mut MlsGroup, epoch: &Epoch) -> anyhow::Result<()> {
