@@ -11,6 +11,7 @@
 //! | [`journals`] | what the devices' own journals say: lost, duplicated, reordered |
 //! | [`requests`] | requests that nobody meant, at running services |
 //! | [`search`] | a text in a folder, in every form that a server might have written it |
+//! | [`tour`] | pages of `docs/` whose commands are run |
 //! | [`summary`] | what was counted, and which promises it breaks |
 
 pub mod bench;
@@ -23,3 +24,4 @@ pub mod search;
 pub mod server;
 pub mod story;
 pub mod summary;
+pub mod tour;

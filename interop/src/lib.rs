@@ -16,6 +16,7 @@
 //! | [`large`] | one large group of all stacks |
 //! | [`mls_client`] | the working group's own test protocol: servers over openmls and mls-rs |
 //! | [`runner`] | its scripts, with every assignment of servers to actors |
+//! | [`vectors`] | the working group's test vectors, from a folder |
 //! | [`plan`], [`report`] | which stacks play which roles; what came of it |
 
 pub mod conformance;
@@ -37,5 +38,6 @@ pub mod scenarios;
 pub mod stack;
 pub mod ts_engine;
 pub mod ts_member;
+pub mod vectors;
 pub mod wire;
 pub mod world;

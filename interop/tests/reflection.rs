@@ -1,24 +1,37 @@
-//! The calls in `docs/protocol.md`, as grpcurl makes them: by reflection alone, on the services here.
+//! What a gRPC tool finds by reflection alone, in both versions, on every listener: exactly what is served there, and enough to call it.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use interop::{contract_member::ContractMember, mls_rs_engine, stack::Stack as _, world::World};
+use interop::{
+    contract_member::ContractMember,
+    mls_rs_engine,
+    stack::Stack as _,
+    world::{DOMAIN, World},
+};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage as _};
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::{Channel, Endpoint},
 };
-use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+use tonic_reflection::pb::{
+    v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    },
+    v1alpha,
 };
 
-const DOCS: &str = include_str!("../../docs/protocol.md");
+/// Services that every listener has besides its own.
+const EVERYWHERE: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
 
 /// Messages that are known only by their descriptor.
 #[derive(Clone)]
@@ -142,80 +155,158 @@ async fn call(
     serde_json::to_value(&answer).unwrap()
 }
 
-/// Words of a shell line; quotes of both kinds hold words together.
-fn words(line: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut quote = None;
-    for character in line.chars() {
-        match (quote, character) {
-            (None, '\'' | '"') => quote = Some(character),
-            (Some(open), close) if open == close => quote = None,
-            (None, ' ') => words.push(String::new()),
-            _ => words.last_mut().unwrap().push(character),
-        }
+/// The listed services, by v1.
+async fn list(channel: &Channel) -> Vec<String> {
+    let request = MessageRequest::ListServices(String::new());
+    let MessageResponse::ListServicesResponse(list) = ask(channel, request).await else {
+        panic!("no list");
+    };
+    let mut names: Vec<String> = list.service.into_iter().map(|s| s.name).collect();
+    names.sort();
+    names
+}
+
+/// The listed services, by v1alpha, and whether it describes each.
+async fn list_v1alpha(channel: &Channel) -> Vec<String> {
+    use v1alpha::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let mut client = ServerReflectionClient::new(channel.clone());
+    let mut ask = async |request| {
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(request),
+        };
+        let answers = client.server_reflection_info(tokio_stream::iter([request]));
+        let answer = answers.await.unwrap().into_inner().message().await.unwrap();
+        answer.unwrap().message_response.unwrap()
+    };
+    let request = MessageRequest::ListServices(String::new());
+    let MessageResponse::ListServicesResponse(list) = ask(request).await else {
+        panic!("no list");
+    };
+    let mut names: Vec<String> = list.service.into_iter().map(|s| s.name).collect();
+    names.sort();
+    for name in &names {
+        let answer = ask(MessageRequest::FileContainingSymbol(name.clone())).await;
+        assert!(
+            matches!(answer, MessageResponse::FileDescriptorResponse(_)),
+            "{name}: {answer:?}"
+        );
     }
-    words
+    names
+}
+
+/// A listed service answers: a method that it does not know is refused by the service, one of a service that is not there by the listener; both say
+/// UNIMPLEMENTED, so that a known method is asked, with an empty body.
+async fn is_served(channel: &Channel, service: &str) -> bool {
+    let pool = pool(channel, service).await;
+    let described = pool.get_service_by_name(service).unwrap();
+    let method = described.methods().next().unwrap();
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let path = format!("/{service}/{}", method.name()).parse().unwrap();
+    let request = Request::new(DynamicMessage::new(method.input()));
+    let codec = Dynamic(method.output());
+    let answered = match grpc.server_streaming(request, path, codec).await {
+        Ok(answer) => answer.into_inner().message().await.map(|_| ()),
+        Err(status) => Err(status),
+    };
+    answered.map_or_else(|status| status.code() != Code::Unimplemented, |()| true)
+}
+
+async fn admin_channel(socket: std::path::PathBuf) -> Channel {
+    Endpoint::from_static("http://admin")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(socket).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        }))
+        .await
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_calls_of_the_documentation_work_by_reflection_alone() {
+async fn every_listener_lists_exactly_what_it_serves() {
+    let world = World::start().await.unwrap();
+    let place = world.place();
+    let listeners = [
+        (
+            "chancery.delivery.v1.DeliveryService",
+            channel(&place.delivery_url).await,
+        ),
+        (
+            "chancery.auth.v1.AuthService",
+            channel(&place.auth_url).await,
+        ),
+        (
+            "chancery.auth.v1.AdminService",
+            admin_channel(world.node.auth[0].admin_socket.clone()).await,
+        ),
+    ];
+    for (own, channel) in &listeners {
+        let mut expected: Vec<&str> = EVERYWHERE.into_iter().chain([*own]).collect();
+        expected.sort_unstable();
+        assert_eq!(list(channel).await, expected);
+        assert_eq!(list_v1alpha(channel).await, expected);
+        for service in expected {
+            assert!(
+                is_served(channel, service).await,
+                "{service} is listed and not served"
+            );
+        }
+        for (other, _) in listeners.iter().filter(|(other, _)| other != own) {
+            assert!(
+                !is_served(channel, other).await,
+                "{other} is served and not listed"
+            );
+        }
+    }
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_work_by_reflection_alone() {
     let world = World::start().await.unwrap();
     let place = world.place();
     let mut member = ContractMember::enroll(&world, "member", 1, mls_rs_engine::start)
         .await
         .unwrap();
     let group = member.create().await.unwrap();
-    let authorization = member.authorization().unwrap();
-    let channels = [
-        ("$DS", channel(&place.delivery_url).await),
-        ("$AS", channel(&place.auth_url).await),
-    ];
-    let mut calls = 0;
-    for line in DOCS.lines().filter(|line| line.starts_with("grpcurl ")) {
-        let group_id = base64::engine::general_purpose::STANDARD.encode(&group);
-        let words: Vec<String> = words(line)
-            .into_iter()
-            .map(|word| word.replace("$GROUP_ID", &group_id))
-            .map(|word| word.replace("Bearer $TOKEN", &authorization))
-            .collect();
-        let after = |flag: &str| {
-            let place = words.iter().position(|word| word == flag)?;
-            words.get(place + 1).map(String::as_str)
-        };
-        let at = words.iter().position(|word| word.starts_with('$')).unwrap();
-        let (_, channel) = channels
-            .iter()
-            .find(|(name, _)| *name == words[at])
-            .unwrap();
-        match words[at + 1].as_str() {
-            "list" => {
-                let request = MessageRequest::ListServices(String::new());
-                let MessageResponse::ListServicesResponse(list) = ask(channel, request).await
-                else {
-                    panic!("no list");
-                };
-                let names: Vec<&str> = list.service.iter().map(|s| s.name.as_str()).collect();
-                assert!(
-                    names.contains(&"chancery.delivery.v1.DeliveryService"),
-                    "{names:?}"
-                );
-            }
-            "describe" => {
-                let (service, method) = words[at + 2].rsplit_once('.').unwrap();
-                let pool = pool(channel, service).await;
-                let service = pool.get_service_by_name(service).unwrap();
-                assert!(service.methods().any(|m| m.name() == method), "{line}");
-            }
-            method => {
-                let answer = call(channel, method, after("-d").unwrap(), after("-H")).await;
-                assert!(answer.is_object(), "{line}");
-                if method.ends_with("GetGroupInfo") {
-                    assert!(answer["groupInfo"].is_string(), "{answer}");
-                }
-            }
-        }
-        calls += 1;
-    }
-    assert_eq!(calls, 7, "calls in docs/protocol.md");
+    let authorization = format!("authorization: {}", member.authorization().unwrap());
+    let id = base64::engine::general_purpose::STANDARD.encode(&group);
+    let body = format!(r#"{{"group": {{"domain": "{}", "id": "{id}"}}}}"#, DOMAIN);
+    let auth = channel(&place.auth_url).await;
+    let delivery = channel(&place.delivery_url).await;
+    let service = |name: &str| format!("chancery.delivery.v1.DeliveryService/{name}");
+    let info = call(
+        &auth,
+        "chancery.auth.v1.AuthService/GetServiceInfo",
+        "{}",
+        None,
+    )
+    .await;
+    assert_eq!(info["domain"], DOMAIN);
+    let stock = call(
+        &delivery,
+        &service("GetKeyPackageStock"),
+        "{}",
+        Some(&authorization),
+    )
+    .await;
+    assert!(stock.is_object(), "{stock}");
+    let info = call(
+        &delivery,
+        &service("GetGroupInfo"),
+        &body,
+        Some(&authorization),
+    )
+    .await;
+    assert!(info["groupInfo"].is_string(), "{info}");
+    let log = call(&delivery, &service("ReadLog"), &body, Some(&authorization)).await;
+    assert!(log.is_object(), "{log}");
     world.stop().await.unwrap();
 }

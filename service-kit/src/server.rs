@@ -82,6 +82,30 @@ impl Services {
     }
 }
 
+/// Describes all messages and lists the services of one listener: the given ones, health and reflection itself.
+fn reflection(names: &[&'static str]) -> tonic_reflection::server::Builder<'static> {
+    let sets = [
+        chancery_proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let everywhere = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ];
+    let builder = tonic_reflection::server::Builder::configure().include_reflection_service(false);
+    let builder = sets.into_iter().fold(
+        builder,
+        tonic_reflection::server::Builder::register_encoded_file_descriptor_set,
+    );
+    names.iter().copied().chain(everywhere).fold(
+        builder,
+        tonic_reflection::server::Builder::with_service_name,
+    )
+}
+
 /// Serves until the drain is over: after `soft` nothing new is accepted and requests under way finish, after `hard` they are cut off.
 ///
 /// # Errors
@@ -98,10 +122,9 @@ pub async fn serve_grpc(
             .set_service_status(name, tonic_health::ServingStatus::Serving)
             .await;
     }
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(chancery_proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = reflection(&services.names).build_v1()?;
+    // Many tools ask for the older version only.
+    let reflection_v1alpha = self::reflection(&services.names).build_v1alpha()?;
     let guard = GuardOptions {
         prefix: options.prefix,
         permits: options.concurrent_requests_items,
@@ -120,7 +143,8 @@ pub async fn serve_grpc(
         }))
         .add_routes(services.routes)
         .add_service(health_service)
-        .add_service(reflection);
+        .add_service(reflection)
+        .add_service(reflection_v1alpha);
     let soft = shutdown.soft();
     let names = services.names;
     let draining = async move {

@@ -4,10 +4,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
+use rustix::process::{Pid, Signal, kill_process};
 use service_kit::local_postgres::{Cluster, ClusterOptions, LocalPostgresError, Profile};
 
 /// A temporary folder that an unprivileged account can pass through.
@@ -138,13 +138,7 @@ fn a_zombie_and_busy_backends_of_a_killed_server_do_not_block_the_next() {
 
     // Nobody collects this child: it stays a zombie, named by its pid file.
     let pid = cluster.detach().unwrap();
-    assert!(
-        Command::new("kill")
-            .args(["-KILL", &pid.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     while is_alive(pid) {}
     assert!(
         is_alive(backend.cast_unsigned()),

@@ -10,6 +10,7 @@ use chancery_proto::auth::v1 as auth;
 use chancery_proto::auth::v1::auth_service_client::AuthServiceClient;
 use chancery_proto::delivery::v1 as delivery;
 use chancery_proto::delivery::v1::delivery_service_client::DeliveryServiceClient;
+use rustix::process::{Pid, Signal, kill_process};
 use single_node::NodeFile;
 
 const DOMAINS: [&str; 2] = ["interior.example", "finance.example"];
@@ -65,7 +66,7 @@ impl Node {
         fs::read_to_string(self.dir.join("node.log")).unwrap()
     }
 
-    fn signal(&self, signal: &str) {
+    fn signal(&self, signal: Signal) {
         kill(signal, self.child.id());
     }
 
@@ -87,16 +88,17 @@ impl Drop for Node {
             drop(self.child.kill());
             drop(self.child.wait());
             if let Ok(file) = NodeFile::read(&self.dir) {
-                kill("KILL", file.postgres_pid);
+                kill(Signal::KILL, file.postgres_pid);
             }
         }
     }
 }
 
-fn kill(signal: &str, pid: u32) {
-    let mut command = Command::new("kill");
-    command.args([&format!("-{signal}"), &pid.to_string()]);
-    drop(command.stderr(Stdio::null()).status());
+fn kill(signal: Signal, pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        // A process that is gone already is what was wanted.
+        let _gone = kill_process(pid, signal);
+    }
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -153,7 +155,7 @@ async fn starts_stops_and_starts_again_with_the_same_state_and_addresses() {
     let before = ask(&first).await;
     assert_eq!(before[0].0, DOMAINS[0]);
 
-    node.signal("TERM");
+    node.signal(Signal::TERM);
     assert!(node.wait().success(), "{}", node.log());
     assert!(
         !is_alive(first.postgres_pid),
@@ -179,8 +181,8 @@ async fn goes_on_after_everything_was_killed_at_once() {
     let folder = folder();
     let (mut node, first) = Node::start(folder.path());
     let before = ask(&first).await;
-    node.signal("KILL");
-    kill("KILL", first.postgres_pid);
+    node.signal(Signal::KILL);
+    kill(Signal::KILL, first.postgres_pid);
     node.wait();
     wait_for_death(first.postgres_pid);
     let (_node, second) = Node::start(folder.path());
@@ -192,7 +194,7 @@ async fn replaces_a_postgres_whose_node_was_killed() {
     let folder = folder();
     let (mut node, first) = Node::start(folder.path());
     let before = ask(&first).await;
-    node.signal("KILL");
+    node.signal(Signal::KILL);
     node.wait();
     assert!(
         is_alive(first.postgres_pid),
@@ -209,7 +211,7 @@ async fn starts_postgres_again_when_it_dies_under_the_node() {
     let folder = folder();
     let (mut node, first) = Node::start(folder.path());
     let before = ask(&first).await;
-    kill("KILL", first.postgres_pid);
+    kill(Signal::KILL, first.postgres_pid);
     let until = Instant::now() + PATIENCE;
     let second = loop {
         let file = NodeFile::read(folder.path()).unwrap();
@@ -222,7 +224,7 @@ async fn starts_postgres_again_when_it_dies_under_the_node() {
     assert_eq!(second.pid, first.pid, "the node itself stayed");
     assert!(is_alive(second.postgres_pid));
     assert_eq!(ask(&second).await, before);
-    node.signal("TERM");
+    node.signal(Signal::TERM);
     assert!(node.wait().success(), "{}", node.log());
     assert!(!is_alive(second.postgres_pid));
 }
