@@ -224,7 +224,7 @@ fn a_leaf_that_nobody_can_encrypt_to_is_named_and_removed_by_whoever_commits() {
         ..Intent::default()
     };
     let plan = staged(&mut a, &log.name, &update);
-    assert_eq!(plan.removed, [person.clone()]);
+    assert_eq!(plan.removed, std::slice::from_ref(&person));
     let [(named, why)] = plan.unreachable.as_slice() else {
         panic!("{:?}", plan.unreachable);
     };
@@ -255,10 +255,12 @@ fn a_parent_node_that_nobody_can_encrypt_to_is_refused_unless_it_was_there_befor
     let provider = openmls_rust_crypto::OpenMlsRustCrypto::default();
     let (key, other) = (own.leaf_key(suite).unwrap(), other.leaf_key(suite).unwrap());
     let package = KeyPackage::builder()
+        .leaf_node_capabilities(group::capabilities())
         .build(suite, &provider, &other, other.credential())
         .unwrap();
     let mut mls_group = MlsGroup::builder()
         .ciphersuite(suite)
+        .with_capabilities(group::capabilities())
         .build(&provider, &key, key.credential())
         .unwrap();
     let added = [package.key_package().clone()];

@@ -151,7 +151,10 @@ fn an_unverified_leaf_is_marked() {
             .contains("no pinned root signed")
     );
     let claimed = stranger.identity.person.clone();
-    assert_eq!(b.record(&log.name).distrusted, [claimed.clone()]);
+    assert_eq!(
+        b.record(&log.name).distrusted,
+        std::slice::from_ref(&claimed)
+    );
     log.send(&mut stranger, "I resign");
     let entry = b.read(&log).entries.last().unwrap().clone();
     assert_eq!(

@@ -178,7 +178,7 @@ fn every_kind_is_outlived(revoked: bool) {
             stage(b, &log.name, &update());
             log.take_commit(b);
             let entry = b.read(&log).entries.last().unwrap().clone();
-            assert_eq!(entry.removed, [c.identity.person.clone()]);
+            assert_eq!(entry.removed, std::slice::from_ref(&c.identity.person));
             continue;
         }
         assert!(

@@ -151,20 +151,24 @@ impl<'a> Case<'a> {
         u32::try_from(place.unwrap_or(self.leaves.len())).unwrap()
     }
 
-    /// What is added stands there as it was published, and who comes from outside with a leaf for its place.
+    /// Who comes from outside changes its own leaf only; what is added stands there as it was published.
     fn tree_after(&self, by: u128, commit: &Commit) -> Tree {
-        let external = matches!(commit.kind, CommitKind::External { .. });
+        if matches!(commit.kind, CommitKind::External { .. }) {
+            let place = self.place(by);
+            let leaf = self
+                .device(by)
+                .salted_external_leaf(&self.group.id, place, commit.epoch);
+            let mut tree = self.group.tree.clone();
+            let width = tree.width().max((place + 1).next_power_of_two());
+            tree.resize(width).unwrap();
+            let node = [&[1, 1], leaf.as_slice()].concat();
+            tree.set(2 * place, Some(&node)).unwrap();
+            return tree;
+        }
         let is_added = |n: &u128| commit.added.iter().any(|a| a.key.device.as_u128() == *n);
-        let leaf = |n: &u128| {
-            let device = self.device(*n);
-            match (external && *n == by, is_added(n)) {
-                (true, _) => {
-                    let leaf = device.external_leaf(&self.group.id, self.place(by));
-                    [&[1, 1], leaf.as_slice()].concat()
-                }
-                (false, true) => device.leaf_node(1),
-                (false, false) => device.own_leaf_node(1),
-            }
+        let leaf = |n: &u128| match is_added(n) {
+            true => self.device(*n).leaf_node(1),
+            false => self.device(*n).own_leaf_node(1),
         };
         let leaves: Vec<Vec<u8>> = self.leaves_after(commit).iter().map(leaf).collect();
         forge::tree_of(&leaves)
@@ -191,7 +195,7 @@ impl<'a> Case<'a> {
             let (who, place) = (self.device(by), self.place(by));
             let external = forge::External {
                 removes: vec![place],
-                leaf: who.external_leaf(&self.group.id, place),
+                leaf: who.salted_external_leaf(&self.group.id, place, commit.epoch),
                 ..forge::External::default()
             };
             who.external_commit((&self.group.id, commit.epoch), &data, &context, &external)

@@ -304,7 +304,7 @@ async fn a_suspended_user_is_cut_off_and_comes_back_as_it_was() {
         let part = claims.get_mut().message().await.unwrap().unwrap();
         part.claims[0].outcome()
     };
-    assert_eq!(claim(1).await, ClaimOutcome::Exhausted);
+    assert_eq!(claim(1).await, ClaimOutcome::Suspended);
     // Nobody has to remove it, and messages go on.
     let sent = send(&world, &a, group.message(Uuid::new_v4(), 1)).await;
     group.sent(&sent.unwrap());

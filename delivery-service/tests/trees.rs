@@ -3,7 +3,9 @@
 
 mod support;
 
-use chancery_proto::{common::v1::Reason, delivery::v1::*, suite::Suite, tree::Tree};
+use chancery_proto::{
+    common::v1::Reason, delivery::v1::*, suite::Suite, tree::Tree, wire::Write as _,
+};
 use support::{Group, World, forge, forge::Device, owner, reason, submit};
 use tonic::Status;
 use uuid::Uuid;
@@ -172,7 +174,9 @@ async fn large_nodes_are_spread_over_parts_that_every_client_takes() {
     let mut after = group.tree.clone();
     // As large as a parent gets that names some ten thousand unmerged leaves.
     for index in (1..15).step_by(2) {
-        let node = [&[1, 2][..], &vec![7; 100_000]].concat();
+        let mut node = vec![1, 2];
+        node.put_vector(&vec![7; 100_000]);
+        node.put(&[0, 0]);
         after.set(index, Some(&node)).unwrap();
     }
     let result = submit(&world, &devices[0], change(&group, &after)).await;

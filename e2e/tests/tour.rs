@@ -1,7 +1,12 @@
 //! Pages of `docs/` whose commands are run: each is played, or is listed here with the reason why not.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::{collections::BTreeSet, io::Write as _, process::Command, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
 
 use e2e::{programs::Programs, tour};
 
@@ -49,10 +54,11 @@ fn play(name: &str, needed: &[&str]) {
             format!("docs/{name}.md is not played: {missing:?} missing (./dev setup --tests)");
         assert!(std::env::var_os("CI").is_none(), "{why}");
         // Not through the test harness, which would keep it to itself.
-        writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIPPED: {why}").unwrap();
         return;
     }
-    let _one = ONE_AT_A_TIME.lock().unwrap();
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut said = Vec::new();
     let summary = tour::play(name, &Programs::find().unwrap(), &mut said).unwrap();
     let said = String::from_utf8_lossy(&said);

@@ -50,12 +50,8 @@ fn membership_began(
         };
         after = last.seq;
         let begins = |e: &&JournalEntry| e.added.contains(person) && !recovery::is_taken_back(e);
-        began = entries
-            .iter()
-            .filter(begins)
-            .map(|e| e.seq)
-            .last()
-            .or(began);
+        let newest = entries.iter().rfind(begins);
+        began = newest.map(|e| e.seq).or(began);
     }
 }
 

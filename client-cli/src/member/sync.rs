@@ -91,7 +91,10 @@ impl Member {
         let joins = Box::pin(self.join_all()).await?;
         (synced.joined, synced.put_aside) = (joins.joined, joins.put_aside);
         synced.failed = joins.failed;
-        self.find_again(listed, &mut synced).await?;
+        let lost = listed
+            .into_iter()
+            .filter(|name| !joins.waiting.contains(name));
+        self.find_again(lost.collect(), &mut synced).await?;
         let mut outcomes = Outcomes::of(Loop::Groups);
         for record in self.step(|step, _| Ok(records::groups(step)?))? {
             if only.is_some_and(|name| *name != record.name) || record.state.ended() {

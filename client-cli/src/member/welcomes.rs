@@ -52,6 +52,8 @@ pub struct Joins {
     pub put_aside: Vec<PutAside>,
     /// Welcomes that may be used another time.
     pub failed: Vec<Failed>,
+    /// The groups that they are into: coming in from outside would close to this device what they still open.
+    pub waiting: Vec<GroupName>,
 }
 
 /// Whether a tree that could not be had never can be: the server has it no more, or what it has is no tree.
@@ -150,6 +152,7 @@ impl Member {
                     seq: welcome.seq,
                     why,
                 }),
+                None => joins.waiting.push(group),
                 _ => {}
             }
         }

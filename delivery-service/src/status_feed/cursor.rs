@@ -122,6 +122,9 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Cursor; number, named predecessor and history of the item; what comes of it.
+    type Case<'c> = (Cursor, u64, &'c [u8], &'c [u8], Option<Departure>);
     use Departure::{Hole, OtherHistory, OtherItem, Shorter};
 
     fn cursor(seq: u64, item: u8, history: &[u8]) -> Cursor {
@@ -135,7 +138,7 @@ mod tests {
     #[test]
     fn an_item_follows_the_one_that_it_names() {
         // Cursor; number, named predecessor and history of the item; what comes of it.
-        let cases: [(Cursor, u64, &[u8], &[u8], Option<Departure>); 9] = [
+        let cases: [Case<'_>; 9] = [
             (cursor(0, 0, b""), 1, b"", b"old", None),
             (cursor(2, 7, b"new"), 3, &[7; 32], b"new", None),
             // Signed before the restore, read after it.
@@ -196,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_heartbeat_names_the_item_at_the_cursor() {
-        let cases: [(Cursor, u64, &[u8], &[u8], Option<Departure>); 10] = [
+        let cases: [Case<'_>; 10] = [
             (cursor(0, 0, b""), 0, b"", b"new", None),
             (cursor(2, 7, b""), 2, &[7; 32], b"new", None),
             (cursor(2, 7, b"new"), 2, &[7; 32], b"new", None),

@@ -245,9 +245,10 @@ pub async fn pulses<C: GenericClient>(
     client: &C,
     groups: &[&[u8]],
 ) -> Result<Vec<(Vec<u8>, Pulse)>, Error> {
-    let sql = "/* groups::pulses */ SELECT group_id, head_seq, epoch_seq, CASE WHEN epoch_seq > settled_seq THEN epoch_seq END, \
-               EXISTS (SELECT 1 FROM members m WHERE m.group_id = h.group_id AND m.removed_seq IS NULL AND m.pending > 0) \
-               FROM group_heads h WHERE group_id = ANY($1)";
+    let sql = "/* groups::pulses */ SELECT h.group_id, h.head_seq, h.epoch_seq, CASE WHEN h.epoch_seq > h.settled_seq THEN h.epoch_seq END, \
+               EXISTS (SELECT 1 FROM members WHERE group_id = q.id AND removed_seq IS NULL AND pending > 0) \
+               FROM unnest($1::bytea[]) AS q(id) CROSS JOIN LATERAL \
+               (SELECT group_id, head_seq, epoch_seq, settled_seq FROM group_heads WHERE group_id = q.id) h";
     let rows = client
         .query(&client.prepare_cached(sql).await?, &[&groups])
         .await?;

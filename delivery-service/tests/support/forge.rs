@@ -303,8 +303,13 @@ impl Device {
 
     /// The leaf of an external Commit at a place.
     pub fn external_leaf(&self, group: &[u8], place: u32) -> Vec<u8> {
+        self.salted_external_leaf(group, place, 0)
+    }
+
+    /// Another one for each salt: who comes back again brings another leaf.
+    pub fn salted_external_leaf(&self, group: &[u8], place: u32, salt: u64) -> Vec<u8> {
         let mut source = vec![3];
-        source.put_vector(b"parent hash");
+        source.put_vector(&salt.to_be_bytes());
         self.leaf(&source, Some((group, place)))
     }
 

@@ -193,7 +193,7 @@ impl ScriptedAuth {
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let service = AuthServiceServer::new(Scripted(script.clone()));
         let server = tonic::transport::Server::builder().add_service(service);
-        let served = tokio::spawn(async move {
+        let served = service_kit::lifecycle::spawn_short(async move {
             server.serve_with_incoming(incoming).await.unwrap();
         });
         Self {
@@ -276,7 +276,7 @@ macro_rules! not_here {
                 }
                 let (sink, stream) = mpsc::channel(1);
                 let cursor = usize::try_from(request.after_seq).unwrap();
-                tokio::spawn(feed(self.0.clone(), cursor, sink));
+                service_kit::lifecycle::spawn_short(feed(self.0.clone(), cursor, sink));
                 Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
             }
 

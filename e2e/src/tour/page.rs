@@ -150,7 +150,7 @@ mod tests {
         );
         assert_eq!(page.blocks[0].line, 4);
         assert_eq!(page.blocks[2].commands, "hidden");
-        assert_eq!(page.not_played, [(23, "takes a day".to_owned())]);
+        assert_eq!(page.not_played, [(24, "takes a day".to_owned())]);
     }
 
     #[test]

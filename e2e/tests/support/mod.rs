@@ -18,7 +18,7 @@ use e2e::{
     server::Server,
 };
 use serde_json::Value;
-use service_kit::local_postgres::{SUPERUSER, socket_folder, url};
+use service_kit::local_postgres::{SUPERUSER, url};
 
 pub const DOMAIN: &str = "interior.example";
 
@@ -64,7 +64,8 @@ impl Fixture {
     }
 
     fn delivery_client(&self) -> postgres::Client {
-        let socket = socket_folder(&self.server.dir().join("postgres")).unwrap();
+        // The path of a temporary folder is short enough for a socket.
+        let socket = self.server.dir().join("postgres/run");
         let url = url(&socket, "delivery", SUPERUSER);
         postgres::Client::connect(&url, postgres::NoTls).unwrap()
     }

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     /// At an even index.
-    Leaf(LeafNode),
+    Leaf(Box<LeafNode>),
     /// At an odd index.
     Parent(ParentNode),
 }
@@ -33,7 +33,7 @@ impl Node {
     /// Reads a `Node` with its type.
     pub(super) fn read(reader: &mut Reader<'_>) -> Read<Self> {
         match reader.u8()? {
-            LEAF => LeafNode::read(reader).map(Self::Leaf),
+            LEAF => LeafNode::read(reader).map(|leaf| Self::Leaf(Box::new(leaf))),
             PARENT => ParentNode::read(reader).map(Self::Parent),
             _ => Err(Malformed("node type")),
         }

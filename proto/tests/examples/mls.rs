@@ -4,6 +4,7 @@ use chancery_proto::{
     suite::Suite,
     tree::Tree,
     welcome::{self, Welcome},
+    wire::Write as _,
 };
 
 use crate::model::{Chapter, Fields};
@@ -53,7 +54,8 @@ pub(crate) fn welcome() -> Chapter {
 pub(crate) fn tree() -> Chapter {
     let suite = Suite::X25519Aes128;
     let mut tree = Tree::blank(2).unwrap();
-    let node = [&[1, 1][..], &[0xaa; 4]].concat();
+    let node = example_leaf();
+    let leaf_node = &node[2..];
     tree.set(2, Some(&node)).unwrap();
     let node_fields = Fields::new()
         .uint8("present", 1)
@@ -61,8 +63,8 @@ pub(crate) fn tree() -> Chapter {
         .fixed(
             "LeafNode",
             "LeafNode",
-            "made up, four times `aa`",
-            &[0xaa; 4],
+            "of an Update, with a basic credential and made-up keys",
+            leaf_node,
         );
     let on_wire = node_fields.clone().checked(
         "A node on the wire",
@@ -94,7 +96,7 @@ pub(crate) fn tree() -> Chapter {
             "LeafNode",
             "LeafNode",
             "without presence and node type of its own",
-            &[0xaa; 4],
+            leaf_node,
         );
     let hashes = [suite.hash(blank.bytes()), suite.hash(leaf.bytes())];
     let root = Fields::new()
@@ -121,6 +123,25 @@ pub(crate) fn tree() -> Chapter {
             input("The hash of the root", "TreeHashInput of node 1, a blank parent: the tree's hash.", root),
         ],
     }
+}
+
+/// `optional<Node>` of a leaf with keys and a signature that belong to nobody.
+fn example_leaf() -> Vec<u8> {
+    let mut leaf = vec![1, 1];
+    leaf.put_vector(&[0xaa; 32]);
+    leaf.put_vector(&[0xbb; 32]);
+    leaf.put(&1u16.to_be_bytes());
+    leaf.put_vector(b"example");
+    let (version, suite, policy, credential) = (1u16, 1u16, 0xf1c0_u16, 1u16);
+    leaf.put_vector(&version.to_be_bytes());
+    leaf.put_vector(&suite.to_be_bytes());
+    leaf.put_vector(&policy.to_be_bytes());
+    leaf.put_vector(&[]);
+    leaf.put_vector(&credential.to_be_bytes());
+    leaf.put(&[2]);
+    leaf.put_vector(&[]);
+    leaf.put_vector(&[0xcc; 64]);
+    leaf
 }
 
 /// One Welcome made by hand is what the product assembles.

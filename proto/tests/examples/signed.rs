@@ -165,6 +165,7 @@ fn heartbeat() -> Vector {
         seq: 3,
         time_micros: TIME_MICROS,
         history_id: HISTORY.to_vec().into(),
+        item_sha256: Sha256::digest(b"item").to_vec().into(),
     };
     let bytes = heartbeat.encode_to_vec();
     vector(
@@ -173,7 +174,7 @@ fn heartbeat() -> Vector {
         Fields::new().fixed(
             "heartbeat",
             "StatusHeartbeat",
-            "seq 3, 1795625319256612, history sixteen times `88`",
+            "seq 3, 1795625319256612, history sixteen times `88`, the SHA-256 of `item`",
             &bytes,
         ),
         &bytes,

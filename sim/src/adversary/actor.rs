@@ -72,7 +72,6 @@ pub struct Actor {
 struct Plan {
     add: Vec<Vec<u8>>,
     remove: Vec<Person>,
-    proposals: Vec<Proposal>,
     psk: bool,
     context: Option<Extensions<GroupContext>>,
 }
@@ -341,10 +340,6 @@ impl Actor {
         let mut plan = Plan::default();
         match kind {
             Kind::CommitPsk => plan.psk = true,
-            Kind::CommitCustom => {
-                let custom = CustomProposal::new(0xF00D, vec![1, 2, 3]);
-                plan.proposals.push(Proposal::Custom(Box::new(custom)));
-            }
             Kind::CommitRemovesMore => plan.remove.push(self.victim.clone()),
             Kind::CommitOtherUser
             | Kind::WelcomeSpoilt
@@ -417,10 +412,7 @@ impl Actor {
             .iter()
             .map(|package| {
                 let leaf = package.leaf_node();
-                Ok(person_of(
-                    leaf.credential(),
-                    leaf.signature_key().as_slice(),
-                )?)
+                person_of(leaf.credential(), leaf.signature_key().as_slice())
             })
             .collect();
         let removed: Result<Vec<LeafNodeIndex>, CoreError> = plan
@@ -441,7 +433,7 @@ impl Actor {
             message_id: Some(id),
             commit_info: Some(info),
         };
-        let mut proposals = plan.proposals;
+        let mut proposals = Vec::new();
         if plan.psk {
             let psk = unknown_psk(step, &mls)?;
             proposals.push(Proposal::PreSharedKey(Box::new(PreSharedKeyProposal::new(
@@ -719,9 +711,30 @@ impl Actor {
         Ok(published.map(|_| ()))
     }
 
+    /// An entry's payload, as the log has it.
+    async fn payload(&self, seq: u64) -> anyhow::Result<Vec<u8>> {
+        let before = seq.checked_sub(1).context("the creation has no entry")?;
+        let request = ReadLogRequest {
+            group: Some(self.group.to_ref()),
+            after_seq: before,
+            ..ReadLogRequest::default()
+        };
+        let read = self
+            .member
+            .delivery(request, async |mut client, request| {
+                Ok(client.read_log(request).await?.into_inner())
+            })
+            .await?;
+        let entries = read.value.entries.context("no entries")?.entries;
+        match entries.first().and_then(|entry| entry.body.as_ref()) {
+            Some(entry::Body::Payload(payload)) => Ok(payload.to_vec()),
+            _ => Err(anyhow!("no payload")),
+        }
+    }
+
     async fn report(&self, kind: Kind) -> anyhow::Result<Result<(), Failure>> {
         let record = self.member.record(&self.group)?;
-        let payload = self.member.payload(&self.group, record.epoch_seq).await?;
+        let payload = self.payload(record.epoch_seq).await?;
         let trouble = Trouble {
             seq: record.epoch_seq,
             sha256: Sha256::digest(&payload).into(),

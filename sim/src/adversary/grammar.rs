@@ -35,7 +35,6 @@ kinds! {
     ProposeNothing: "proposal: GroupContextExtensions without a policy",
     CommitGarbage: "Commit: its ciphertext is spoilt",
     CommitPsk: "Commit: a PSK that nobody has, by value",
-    CommitCustom: "Commit: a proposal of a type that nobody knows, by value",
     CommitWindow: "Commit: a larger window, by value",
     CommitRemovesMore: "Commit: removes somebody whom its CommitInfo does not name",
     CommitRemovesLess: "Commit: names somebody whom it does not remove",

@@ -28,22 +28,31 @@ const fn hunt(mutant: Mutant, kinds: &'static str, seeds: u64, short: bool) -> H
 
 /// Every mutant that a hostile member can make use of.
 pub const HUNTS: &[Hunt] = &[
-    hunt(Mutant::GroupInfoUnverified, "GroupInfo: a spoilt", 6, true),
-    hunt(Mutant::ServerTakesChangedPolicy, "policy", 12, false),
-    hunt(
-        Mutant::ExternalCommitUnread,
-        "external Commit: removes its old leaf and",
-        6,
-        false,
-    ),
     hunt(
         Mutant::RepairUncompared,
         "PutGroupInfo: another suite",
         6,
         true,
     ),
-    hunt(Mutant::AddedLeafUncompared, "leaf: a self-made", 6, false),
-    hunt(Mutant::LeavingStaysAtServer, "leave:", 12, false),
+    hunt(Mutant::ProposalsUnjudged, "proposal: a PSK", 6, true),
+    hunt(Mutant::ServerTakesChangedPolicy, "policy", 16, false),
+    hunt(
+        Mutant::ExternalCommitUnread,
+        "external Commit: removes",
+        12,
+        false,
+    ),
+    hunt(Mutant::LeavingStays, "leave:", 12, false),
+    hunt(Mutant::ProposalConflictsKept, "two Adds", 12, false),
+    hunt(Mutant::HpkeKeyFormUnchecked, "KeyPackage: an", 12, false),
+    hunt(Mutant::TreeNodeUnparsed, "no MLS node", 12, false),
+    hunt(
+        Mutant::GroupInfoUnverified,
+        "GroupInfo: a spoilt",
+        24,
+        false,
+    ),
+    hunt(Mutant::AddedLeafUncompared, "leaf: a self-made", 12, false),
 ];
 
 /// The seed by which a mutant was found, if it was.

@@ -97,11 +97,12 @@ impl Service {
             let place = place_of(&commit.leaf, &tree.leaves).unwrap_or(0);
             let leaves = old.map(|tree| tree.nodes().filter(|(index, _)| index % 2 == 0));
             let left = leaves.into_iter().flatten();
+            let left = left.filter(|(index, _)| *index < 2 * place).count();
             ExternalContent {
                 commit,
                 own_leaf: room.own_leaf(who, request.epoch_seq),
                 leaves: &tree.leaves,
-                filled_left: left.filter(|(index, _)| *index < 2 * place).count() as u32,
+                filled_left: u32::try_from(left).unwrap_or(u32::MAX),
             }
         });
         if let Some(commit) = &bundle.external {
