@@ -722,10 +722,11 @@ impl Actor {
         let read = self
             .member
             .delivery(request, async |mut client, request| {
-                Ok(client.read_log(request).await?.into_inner())
+                client.read_log(request).await?.get_mut().message().await
             })
             .await?;
-        let entries = read.value.entries.context("no entries")?.entries;
+        let page = read.value.context("no page")?;
+        let entries = page.entries.context("no entries")?.entries;
         match entries.first().and_then(|entry| entry.body.as_ref()) {
             Some(entry::Body::Payload(payload)) => Ok(payload.to_vec()),
             _ => Err(anyhow!("no payload")),
