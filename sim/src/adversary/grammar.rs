@@ -78,3 +78,12 @@ kinds! {
     MessageRepeated: "message: the same bytes under another id",
     MessageLate: "message: framed an epoch ago",
 }
+
+/// Kinds that are known to break a promise that is not given: `docs/limits.md` says which. They are emitted only when they are named.
+pub const NOT_HELD: &[Kind] = &[Kind::PutPub];
+
+/// The kinds that nothing may come of.
+pub fn held() -> impl Iterator<Item = Kind> + Clone {
+    let kinds = Kind::ALL.iter().copied();
+    kinds.filter(|kind| !NOT_HELD.contains(kind))
+}

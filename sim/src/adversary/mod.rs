@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use client_cli::{
     core::{
         group::{Founding, SUITES},
@@ -41,7 +42,7 @@ use crate::simulation::{
     service::{DOMAIN, Service},
 };
 use actor::{Actor, Answer};
-use grammar::Kind;
+use grammar::{Kind, held};
 
 /// What the hostile member's texts begin with.
 pub const EVIL: &str = "evil";
@@ -227,7 +228,8 @@ impl World {
             self.members[NEWCOMER].identity().person.clone(),
         );
         for _ in 0..OBJECTS {
-            let drawn = self.random(|r| *r.choice(Kind::ALL).unwrap_or(&Kind::ProposePsk));
+            let drawn = self.random(|r| r.choice(held().collect::<Vec<_>>()));
+            let drawn = drawn.context("an empty grammar")?;
             let kind = only.unwrap_or(drawn);
             match actor.emit(kind).await {
                 Ok(answer) => {
@@ -381,7 +383,7 @@ impl Sums {
 
     /// Kinds that never happened.
     pub fn never(&self) -> Vec<&'static str> {
-        let names = Kind::ALL.iter().map(|kind| kind.name());
+        let names = held().map(Kind::name);
         names
             .filter(|name| !self.objects.contains_key(name))
             .collect()
