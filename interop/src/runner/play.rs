@@ -62,6 +62,13 @@ pub const UNSUPPORTED: &[Unsupported] = &[
         why: "openmls 0.9.2 has no subgroup branching",
     },
     Unsupported {
+        scripts: "branch/other_extensions",
+        stack: "mls-rs",
+        // Only who makes the branch chooses its extensions.
+        except: &["ben", "cleo"],
+        why: "mls-rs branches with the extensions of the group that it branches from",
+    },
+    Unsupported {
         scripts: "outside/signer_psk",
         stack: "openmls",
         except: &[],
