@@ -1,6 +1,6 @@
 //! `auth-service serve`, `auth-service migrate`, and the operator's commands.
 
-use auth_service::{Config, Listeners, MIGRATIONS, operator, serve};
+use auth_service::{Config, Listeners, migration, operator, serve};
 use clap::Parser;
 use service_kit::{
     db::{Db, PoolOptions},
@@ -100,15 +100,11 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit();
     match cli.command {
         Command::Migrate(options) => {
-            migrate::run(
-                &options.database_url,
-                &MIGRATIONS,
-                options.app_role.as_deref(),
-            )?;
+            let renamed = migration::run(&options.database_url, options.app_role.as_deref())?;
             if options.restored {
                 migrate::renew_incarnation(&options.database_url)?;
             }
-            Ok(())
+            operator::renamed(&renamed)
         }
         Command::Serve(options) => block_on(run(*options)),
         Command::Invite(command) => block_on(operator::invite(command)),

@@ -9,6 +9,7 @@
 //! | [`content_hash`], [`chain`] | "the same request", and the log's hash chain |
 //! | [`certificate`], [`token`], [`signed`] | who is who, and what is signed outside MLS |
 //! | [`status`] | refusals, typed |
+//! | [`command_line`] | how every program prints JSON and reads text files |
 //! | [`mutants`] | repairs that tests can undo |
 #![allow(clippy::allow_attributes, reason = "generated code carries its own")]
 
@@ -44,6 +45,7 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 pub mod certificate;
 pub mod chain;
+pub mod command_line;
 pub mod commit_info;
 pub mod content_hash;
 pub mod framing;

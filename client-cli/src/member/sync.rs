@@ -9,6 +9,7 @@ use chancery_proto::{
         ListGroupsRequest, ListWelcomesRequest, Pruned, ReadLogRequest, TreeNode, Welcome,
         WelcomeRef, entry,
     },
+    status::Refusal,
 };
 use openmls::prelude::RatchetTreeIn;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,7 @@ use crate::{
         group, guarded, join, outbox,
         records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
     },
-    failure::Failure,
+    failure::{Failure, code_name, reason_name},
     fault,
     progress::Task,
 };
@@ -57,6 +58,13 @@ pub struct Resolved {
     pub seq: Option<u64>,
     /// The server had it already.
     pub replayed: bool,
+    /// Why it can never be accepted, by the name of the reason; it is kept no more.
+    pub refused: Option<String>,
+}
+
+fn refused_name(refusal: &Refusal) -> String {
+    let reason = refusal.reason.map(reason_name);
+    reason.unwrap_or_else(|| code_name(refusal.code)).to_owned()
 }
 
 impl Member {
@@ -137,16 +145,17 @@ impl Member {
     }
 
     async fn resolve(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
-        let mut resolved = |message_id, outcome: Option<&records::Accepted>| {
+        let mut resolved = |message_id, outcome: Option<&records::Accepted>, refused| {
             synced.resolved.push(Resolved {
                 group: name.clone(),
                 message_id,
                 seq: outcome.map(|a| a.seq),
                 replayed: outcome.is_some_and(|a| a.replayed),
+                refused,
             });
         };
         if let Some(settled) = self.settle(name, &mut Default::default()).await? {
-            resolved(settled.message_id, settled.accepted.as_ref());
+            resolved(settled.message_id, settled.accepted.as_ref(), None);
         }
         let unsent = self.step(|step, _| Ok(outbox::unsent(step, name)?))?;
         for id in unsent {
@@ -154,8 +163,10 @@ impl Member {
                 continue;
             };
             match self.deliver(name, id).await {
-                Ok(sent) => resolved(id, Some(&sent.accepted)),
-                Err(Failure::Refused(_)) => resolved(id, None),
+                Ok(sent) => resolved(id, Some(&sent.accepted), None),
+                Err(Failure::Refused(refusal)) => {
+                    resolved(id, None, Some(refused_name(&refusal)));
+                }
                 Err(failure) => return Err(failure),
             }
         }
