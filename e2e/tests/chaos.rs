@@ -33,7 +33,7 @@ fn twenty_faults_cost_nothing() {
 }
 
 /// Whether a broken server does harm in one run is a matter of how processes interleave; in so many it does.
-const RUNS: u64 = 6;
+const RUNS: u64 = 16;
 
 /// The checker finds what this server does, and the server did it.
 fn caught(broken: Broken, faults: u64, figure: impl Fn(&Counts) -> u64) {
