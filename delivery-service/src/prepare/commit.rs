@@ -30,16 +30,22 @@ pub async fn commit(
     let update = request.bundles.first().and_then(|b| b.tree.as_ref());
     let tree_before = before.as_ref().map(|before| &before.tree);
     let tree = tree_after(node, &bundle.group, tree_before, update, &bundle.info).await?;
+    // Each of these takes a connection of its own: none is held meanwhile.
+    let introducer = match &bundle.external {
+        None => None,
+        Some(commit) => {
+            check_external_leaf(node, caller, &commit.leaf).await?;
+            introducer(node, caller, request, &bundle.group, &commit.leaf).await?
+        }
+    };
     let client = node.db.client().await?;
     let signer = match &before {
         Some(before) => signer(&client, &bundle, before, &tree.leaves).await?,
         None => None,
     };
-    let (external, introducer) = match &bundle.external {
-        None => (None, None),
+    let external = match &bundle.external {
+        None => None,
         Some(commit) => {
-            check_external_leaf(node, caller, &commit.leaf).await?;
-            let introducer = introducer(node, caller, request, &bundle.group, &commit.leaf).await?;
             let own_leaf = own_leaf(&client, caller, &bundle, before.as_ref()).await?;
             let place = content::place_of(&commit.leaf, &tree.leaves);
             let filled_left = match (place, &before) {
@@ -57,7 +63,7 @@ pub async fn commit(
                 leaves: &tree.leaves,
                 filled_left,
             };
-            (Some(external), introducer)
+            Some(external)
         }
     };
     drop(client);
