@@ -17,6 +17,7 @@ use crate::{
     enroll::code_hash,
     error::{Error, status},
     feed::micros,
+    names,
     node::Node,
     revocations,
     store::{self, users::User as StoredUser},
@@ -53,14 +54,18 @@ impl Admin {
         for text in [handle, name, organisation] {
             Error::within("name_bytes", max, text.len())?;
         }
-        if handle.is_empty() || handle.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(Error::malformed("handle", "empty, or with spaces"));
-        }
+        let handle_key = names::handle_key(handle)?;
+        let name = names::shown("display_name", name)?;
         Ok(StoredUser {
             id: Uuid::new_v4(),
             handle: handle.to_owned(),
-            display_name: if name.is_empty() { handle } else { name }.to_owned(),
-            organisation: organisation.to_owned(),
+            handle_key,
+            display_name: if name.is_empty() {
+                handle.to_owned()
+            } else {
+                name
+            },
+            organisation: names::shown("organisation", organisation)?,
             suspended: false,
         })
     }
@@ -232,7 +237,7 @@ async fn invite_in_tx(
     code_hash: &[u8],
     seconds: u64,
 ) -> Result<(Uuid, OffsetDateTime), Error> {
-    let known = store::users::by_handle(tx, &user.handle).await?;
+    let known = store::users::by_handle(tx, &user.handle_key).await?;
     let id = match known {
         Some(known) if !rename => known.id,
         _ => store::users::upsert(tx, user).await?.0,

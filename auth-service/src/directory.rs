@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     error::Error,
+    names,
     node::Node,
     store::{self, devices::Device, users::User},
 };
@@ -48,7 +49,7 @@ pub fn page_size(node: &Node, asked: u32) -> Result<i64, Error> {
     Ok(if asked == 0 { max } else { asked }.into())
 }
 
-/// Where a page of people begins: after a handle.
+/// Where a page of people begins: after the key of a handle.
 ///
 /// # Errors
 /// `MALFORMED`.
@@ -63,7 +64,7 @@ pub fn read_page_token(token: &str) -> Result<String, Error> {
 pub fn next_page_token(users: &[User], size: i64) -> String {
     match users.last() {
         Some(last) if i64::try_from(users.len()) == Ok(size) => {
-            URL_SAFE_NO_PAD.encode(&last.handle)
+            URL_SAFE_NO_PAD.encode(&last.handle_key)
         }
         _ => String::new(),
     }
@@ -81,7 +82,7 @@ pub async fn search(
     Error::within("name_bytes", node.config.limits.name_bytes, query.len())?;
     let mut beginnings: Vec<String> = query
         .split_whitespace()
-        .map(str::to_lowercase)
+        .map(names::searched)
         .take(QUERY_WORDS + 1)
         .collect();
     if query.chars().count() < QUERY_CHARACTERS || beginnings.len() > QUERY_WORDS {

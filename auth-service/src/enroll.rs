@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::{
     credentials::{self, Scheme, SigningRequest, Subject},
     error::Error,
+    names,
     node::Node,
     store::{self, invitations::Invitation},
 };
@@ -90,7 +91,7 @@ fn prepare(node: &Node, request: &EnrollRequest) -> Result<Prepared, Error> {
         enroll_hash: enroll_hash(&request.credentials),
         requests,
         proof_times: times.map(|credential| credential.proof_time).collect(),
-        device_name: request.device_name.trim().to_owned(),
+        device_name: names::shown("device_name", &request.device_name)?,
     })
 }
 

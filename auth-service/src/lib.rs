@@ -8,9 +8,10 @@
 //! | [`caller`] | token to caller |
 //! | [`enroll`], [`credentials`], [`keys`] | invitation and key to device, certificates, what signs them |
 //! | [`tokens`] | client assertion to access token |
-//! | [`directory`] | names, people, their devices |
+//! | [`directory`], [`names`] | people and their devices; which names are equal |
 //! | [`revocations`], [`access`], [`feed`] | ending access of devices, of people, with certificates; the one signed feed that says so |
-//! | [`store`] | every SQL statement |
+//! | [`store`] | every SQL statement of the running service |
+//! | [`migration`] | the schema brought up to date |
 //! | [`error`] | errors and their one map to a status |
 //! | [`node`] | what the use cases share |
 
@@ -24,6 +25,8 @@ pub mod enroll;
 pub mod error;
 pub mod feed;
 pub mod keys;
+pub mod migration;
+pub mod names;
 pub mod node;
 pub mod operator;
 pub mod revocations;
@@ -67,6 +70,12 @@ pub const MIGRATIONS: Migrations = Migrations {
             name: "V3__access",
             sql: include_str!("../migrations/V3__access.sql"),
             oldest_binary: 2,
+        },
+        // A binary before it writes people whose handles have no key.
+        Step {
+            name: "V4__handle_keys",
+            sql: include_str!("../migrations/V4__handle_keys.sql"),
+            oldest_binary: 4,
         },
     ],
 };

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use auth_service::{Config, Listeners, MIGRATIONS, operator, serve};
+use auth_service::{Config, Listeners, migration, operator, serve};
 use clap::Parser;
 use service_kit::{
     db::{Db, PoolOptions},
@@ -98,15 +98,11 @@ fn main() -> ExitCode {
 fn carry_out(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Migrate(options) => {
-            migrate::run(
-                &options.database_url,
-                &MIGRATIONS,
-                options.app_role.as_deref(),
-            )?;
+            let renamed = migration::run(&options.database_url, options.app_role.as_deref())?;
             if options.restored {
                 migrate::renew_incarnation(&options.database_url)?;
             }
-            Ok(())
+            operator::renamed(&renamed)
         }
         Command::Serve(options) => block_on(run(*options)),
         Command::Invite(command) => block_on(operator::invite(command)),

@@ -1,6 +1,6 @@
 //! The operator's commands: each speaks to the admin listener and prints JSON.
 
-use std::{io::Write as _, path::PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use chancery_proto::{
@@ -10,6 +10,7 @@ use chancery_proto::{
         SuspendUserRequest, User, admin_service_client::AdminServiceClient,
     },
     certificate,
+    command_line::{read_text, write_json_line},
     common::v1::{DeviceRef, UserRef},
 };
 use hyper_util::rt::TokioIo;
@@ -17,6 +18,11 @@ use serde_json::{Value, json};
 use service_kit::listen::ListenAddr;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
+
+use crate::{
+    migration::{Renamed, Why},
+    names,
+};
 
 /// Where the admin listener is.
 #[derive(Debug, Clone, clap::Args)]
@@ -73,8 +79,11 @@ pub enum Users {
         /// The service.
         #[command(flatten)]
         target: Target,
-        /// The file.
+        /// The file; `-` is stdin.
         file: PathBuf,
+        /// The most bytes that are read of it.
+        #[arg(long, env = "CHANCERY_AS_MAX_INPUT_BYTES", default_value_t = 64 << 20)]
+        max_input_bytes: u64,
     },
     /// Cuts a person off, for a while: tokens, requests and streams end, nothing is removed.
     Suspend(Person),
@@ -149,7 +158,31 @@ pub async fn connect(admin: &ListenAddr) -> anyhow::Result<AdminServiceClient<Ch
 }
 
 fn print(value: &Value) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{value}")?;
+    write_json_line(&mut std::io::stdout().lock(), value)
+        .context("it was done, and the answer cannot be printed")
+}
+
+/// Prints who has another handle since a migration, one on each line, and on stderr what to do.
+///
+/// # Errors
+/// Stdout's.
+pub fn renamed(renamed: &[Renamed]) -> anyhow::Result<()> {
+    for person in renamed {
+        let (why, held_by) = match person.why {
+            Why::HeldBy(user) => ("held_by_another", Some(user)),
+            Why::NotAllowed => ("not_allowed", None),
+        };
+        print(&json!({ "renamed": {
+            "user_id": person.user, "former_handle": person.former_handle, "handle": person.handle, "why": why, "held_by": held_by,
+        }}))?;
+    }
+    if !renamed.is_empty() {
+        tracing::warn!(
+            people = renamed.len(),
+            "handles that were equal in another spelling, or not allowed: the oldest person keeps the handle, each other one is invited by the handle that is \
+             printed for them; nobody lost a device or a group"
+        );
+    }
     Ok(())
 }
 
@@ -247,8 +280,12 @@ pub async fn users(command: Users) -> anyhow::Result<()> {
                 }
             }
         }
-        Users::Import { target, file } => {
-            let people = read_people(&file)?;
+        Users::Import {
+            target,
+            file,
+            max_input_bytes,
+        } => {
+            let people = read_people(&file, max_input_bytes)?;
             let mut client = connect(&target.admin).await?;
             let (mut created, mut updated) = (0, 0);
             for users in people.chunks(IMPORT_PART) {
@@ -303,8 +340,8 @@ fn named(uri: &str, kind: &str) -> anyhow::Result<(String, bytes::Bytes)> {
     Ok((domain.to_owned(), id))
 }
 
-/// Every line is read before the first is sent.
-fn read_people(file: &PathBuf) -> anyhow::Result<Vec<User>> {
+/// Every line is read and looked at before the first is sent.
+fn read_people(file: &Path, max: u64) -> anyhow::Result<Vec<User>> {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Person {
@@ -314,13 +351,21 @@ fn read_people(file: &PathBuf) -> anyhow::Result<Vec<User>> {
         #[serde(default)]
         organisation: String,
     }
-    let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
+    let text = read_text(file, max)?;
     let lines = text.lines().enumerate();
     let people = lines.filter(|(_, line)| !line.trim().is_empty());
     people
         .map(|(index, line)| {
-            let person: Person = serde_json::from_str(line)
-                .with_context(|| format!("{}, line {}", file.display(), index + 1))?;
+            let place = || format!("{}, line {}", file.display(), index + 1);
+            let person: Person = serde_json::from_str(line).with_context(place)?;
+            let names = [
+                names::handle_key(&person.handle),
+                names::shown("display_name", &person.display_name),
+                names::shown("organisation", &person.organisation),
+            ];
+            for name in names {
+                name.with_context(place)?;
+            }
             Ok(User {
                 handle: person.handle,
                 display_name: person.display_name,

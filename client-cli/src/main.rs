@@ -1,23 +1,19 @@
 //! `client-cli`: a member for scripts.
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser as _;
-use client_cli::cli::{Cli, run};
+use client_cli::cli::{Cli, print, run};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return print::usage(error, std::env::args_os()).into(),
+    };
+    let changes = cli.command.changes();
     match run::run(cli).await {
-        Ok(Some(answer)) => match writeln!(std::io::stdout(), "{answer}") {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
-        Ok(None) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // There is nobody left to tell when stderr is gone too.
-            let _gone = writeln!(std::io::stderr(), "{}", failure.to_json());
-            ExitCode::from(failure.exit_code())
-        }
+        Ok(answer) => print::answer(&answer, changes).into(),
+        Err(failure) => print::failure(&failure).into(),
     }
 }

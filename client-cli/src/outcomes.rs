@@ -205,10 +205,7 @@ mod tests {
     }
 
     fn unanswered(status: &Status) -> Failure {
-        Failure::Unanswered {
-            refusal: Box::new(Refusal::from_status(status)),
-            kept: false,
-        }
+        Failure::unanswered(Refusal::from_status(status))
     }
 
     #[test]

@@ -6,12 +6,15 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use chancery_proto::command_line;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
 const FORMAT: u32 = 1;
+/// The most bytes that are read of a file with certificates.
+pub const PEM_BYTES: u64 = 1 << 20;
 
 /// A root that this profile trusts for one domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,12 +28,13 @@ pub struct PinnedRoot {
 }
 
 impl PinnedRoot {
-    /// Pins the certificate of a PEM file.
+    /// Pins the certificate of a PEM file; `-` is standard input.
     ///
     /// # Errors
     /// No certificate in it.
     pub fn from_file(domain: &str, url: &str, path: &Path) -> Result<Self, Failure> {
-        let der = CertificateDer::from_pem_file(path)
+        let pem = command_line::read_text(path, PEM_BYTES)?;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes())
             .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
         Ok(Self {
             domain: domain.to_owned(),

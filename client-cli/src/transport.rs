@@ -128,10 +128,7 @@ impl Transport {
                 .unwrap_or(pause)
                 .max(self.surroundings.jittered(pause));
             if Instant::now() + wait >= until {
-                return Err(Failure::Unanswered {
-                    refusal: Box::new(refusal),
-                    kept: false,
-                });
+                return Err(Failure::unanswered(refusal));
             }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

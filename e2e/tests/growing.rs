@@ -12,7 +12,10 @@ use std::{
 
 use client_cli::{
     core::{group, records::GroupName},
-    member::{Member, listen::Event},
+    member::{
+        Member,
+        listen::{Event, Following, Stop},
+    },
 };
 use e2e::{device::Device, programs::text};
 use support::{Fixture, assert_agree, read, show};
@@ -111,13 +114,14 @@ async fn the_server_asks_who_is_online_to_fill_the_tree_and_then_nobody() {
         Event::Entry(..) | Event::CaughtUp => {
             let (useful, filled) = tree(&creator, &name);
             match useful == filled {
-                true => ControlFlow::Break(()),
+                true => ControlFlow::Break(Stop::Seen),
                 false => ControlFlow::Continue(()),
             }
         }
         _ => ControlFlow::Continue(()),
     };
-    let warmed = creator.listen(&[], &mut look);
+    let everything = Following::default();
+    let warmed = creator.listen(&everything, &mut look);
     let in_time = tokio::time::timeout(Duration::from_secs(120), warmed).await;
     in_time.expect("it is not warm after two minutes").unwrap();
     drop(online);

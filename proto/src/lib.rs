@@ -11,6 +11,7 @@
 //! | [`certificate`], [`token`], [`signed`] | who is who, and what is signed outside MLS |
 //! | [`status`] | refusals, typed |
 //! | `forge` | leaves and KeyPackages put together for tests, with the feature of that name |
+//! | [`command_line`] | how every program prints JSON and reads text files |
 //! | [`mutants`] | repairs that tests can undo |
 #![allow(clippy::allow_attributes, reason = "generated code carries its own")]
 
@@ -46,6 +47,7 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 pub mod certificate;
 pub mod chain;
+pub mod command_line;
 pub mod commit_info;
 pub mod content_hash;
 #[cfg(feature = "forge")]

@@ -60,7 +60,14 @@ pub(crate) fn prepare(cluster: &Cluster, domains: &[String]) -> anyhow::Result<D
         .iter()
         .map(|domain| {
             let name = format!("auth_{}", database_part(domain));
-            migrated(cluster, &name, &auth_service::MIGRATIONS)
+            let database = Database::ensure(cluster, &name)?;
+            let renamed =
+                auth_service::migration::run(&database.owner_url, Some(&database.app_role))
+                    .with_context(|| format!("cannot migrate the database {name}"))?;
+            for person in renamed {
+                tracing::warn!(domain, ?person, "a handle had to be changed");
+            }
+            Ok(database)
         })
         .collect::<anyhow::Result<_>>()?;
     let delivery = migrated(cluster, "delivery", &delivery_service::MIGRATIONS)?;

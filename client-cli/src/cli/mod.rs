@@ -4,18 +4,21 @@
 //! |---|---|
 //! | this one | arguments |
 //! | [`run`] | commands |
+//! | [`messages`] | `send`, `read`, `listen`, `outbox`: their arguments and what they do |
 //! | [`output`] | the JSON of answers |
+//! | [`print`](mod@print) | answers, failures and bad usage onto stdout and stderr, with the exit code |
 //! | [`debug`] | single raw calls, for tests and for operators who look into something |
 
 pub mod debug;
+pub mod messages;
 pub mod output;
+pub mod print;
 pub mod run;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use openmls::prelude::Ciphersuite;
-use uuid::Uuid;
 
 use crate::core::{
     group::{Founding, SUITES},
@@ -52,10 +55,10 @@ pub struct Options {
     /// Address of the Delivery Service, in place of the profile's.
     #[arg(long, global = true, env = "CHANCERY_DELIVERY_URL", value_name = "URL")]
     pub delivery_url: Option<String>,
-    /// PEM file of the authority that signed the servers' TLS certificates, for `https://` addresses.
+    /// PEM file of the authority that signed the servers' TLS certificates, for `https://` addresses; `-` is stdin.
     #[arg(long, global = true, env = "CHANCERY_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// How long one command repeats a request that gets no answer.
+    /// How long one command repeats a request that gets no answer, and waits for another command on the same profile.
     #[arg(
         long,
         global = true,
@@ -83,6 +86,15 @@ pub struct Options {
         value_name = "N"
     )]
     pub left_out_wait_seconds: u32,
+    /// The most bytes that are read of a file or of stdin.
+    #[arg(
+        long,
+        global = true,
+        env = "CHANCERY_MAX_INPUT_BYTES",
+        default_value_t = 16 << 20,
+        value_name = "N"
+    )]
+    pub max_input_bytes: u64,
     /// Accepted for scripts that say it: JSON is the only form.
     #[arg(long, global = true)]
     pub json: bool,
@@ -116,7 +128,7 @@ pub enum Command {
     #[command(subcommand)]
     Group(Group),
     /// Sends TEXT, or stdin, or each line of a file.
-    Send(Send),
+    Send(messages::Send),
     /// Reads Welcomes and logs up to their heads; settles what a crash left open.
     Sync {
         /// Only this group's log.
@@ -124,19 +136,12 @@ pub enum Command {
         group: Option<GroupName>,
     },
     /// Prints what this device has read of a group.
-    Read {
-        /// `<domain>/<hex>`.
-        #[arg(long)]
-        group: GroupName,
-        /// Only entries after this seq.
-        #[arg(long, default_value_t = 0)]
-        after: u64,
-        /// Do not ask the server first.
-        #[arg(long)]
-        no_sync: bool,
-    },
+    Read(messages::Read),
+    /// Messages that wait for an answer.
+    #[command(subcommand)]
+    Outbox(messages::Outbox),
     /// Follows everything; one JSON object per line.
-    Listen(Listen),
+    Listen(messages::Listen),
     /// Single raw calls with a valid token; they do not touch the store.
     #[command(subcommand)]
     Debug(debug::Debug),
@@ -145,6 +150,31 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+impl Command {
+    /// Whether it changes something at a service or in the profile when it is done.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Enroll(_)
+            | Self::Revoke { .. }
+            | Self::Keys(Keys::Publish { .. })
+            | Self::Send(_)
+            | Self::Sync { .. }
+            | Self::Outbox(messages::Outbox::Drop { .. })
+            | Self::Debug(debug::Debug::Claim { .. } | debug::Debug::Forget { .. }) => true,
+            Self::Group(group) => !matches!(group, Group::List | Group::Show { .. }),
+            Self::Whoami
+            | Self::Devices { .. }
+            | Self::Users(_)
+            | Self::Keys(Keys::Stock)
+            | Self::Read(_)
+            | Self::Outbox(messages::Outbox::List)
+            | Self::Listen(_)
+            | Self::Debug(_)
+            | Self::Completions { .. } => false,
+        }
+    }
 }
 
 /// `enroll`
@@ -158,7 +188,7 @@ pub struct Enroll {
         allow_hyphen_values = true
     )]
     pub invitation: String,
-    /// PEM file of the own domain's root certificate, which is pinned.
+    /// PEM file of the own domain's root certificate, which is pinned; `-` is stdin.
     #[arg(long, value_name = "FILE")]
     pub root: PathBuf,
     /// Another domain to trust: `domain=NAME,url=URL,root=FILE`. Repeatable.
@@ -308,41 +338,4 @@ pub enum Group {
         #[arg(long)]
         group: GroupName,
     },
-}
-
-/// `send`
-#[derive(Debug, Args)]
-pub struct Send {
-    /// `<domain>/<hex>`.
-    #[arg(long)]
-    pub group: GroupName,
-    /// What to say, after `--` if it begins with a dash; stdin when neither this nor `--lines` is given.
-    #[arg(conflicts_with = "lines")]
-    pub text: Option<String>,
-    /// The message's id; the same id with the same text is the same message.
-    #[arg(long, conflicts_with = "lines")]
-    pub message_id: Option<Uuid>,
-    /// A file; each line is a message.
-    #[arg(long, value_name = "FILE")]
-    pub lines: Option<PathBuf>,
-    /// Gives line N of `--lines` the id made of this and N, so that a killed command can be repeated.
-    #[arg(long, requires = "lines", value_name = "TEXT")]
-    pub id_seed: Option<String>,
-}
-
-/// `listen`
-#[derive(Debug, Args)]
-pub struct Listen {
-    /// Only these groups; all, and new ones, when none is named.
-    #[arg(long = "group")]
-    pub groups: Vec<GroupName>,
-    /// Ends after this time.
-    #[arg(long, value_name = "N")]
-    pub seconds: Option<u64>,
-    /// Ends after this many application messages.
-    #[arg(long, value_name = "N")]
-    pub until_count: Option<u64>,
-    /// Ends with the first message that holds this text.
-    #[arg(long, value_name = "TEXT")]
-    pub until_text: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! The JSON of answers. `docs/cli.md` describes every shape; the snapshots in `tests/` hold them still.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chancery_proto::{
     auth::v1::{Device, DeviceState, User},
     certificate::{device_uri, user_uri},
@@ -20,6 +21,7 @@ use crate::{
         Member,
         commit::{Committed, Tally},
         listen::Event,
+        outbox::Waiting,
         send::Sent,
         sync::Synced,
         welcomes::PutAside,
@@ -212,6 +214,27 @@ fn ended(mls_group: &MlsGroup, context: Context<'_>) -> Vec<String> {
         .collect()
 }
 
+/// A text that is one.
+fn utf8(text: &[u8]) -> Option<&str> {
+    std::str::from_utf8(text).ok()
+}
+
+/// The bytes of a text that is none: nothing of it is changed.
+fn not_utf8(text: &[u8]) -> Option<String> {
+    utf8(text).is_none().then(|| STANDARD.encode(text))
+}
+
+/// One message that waits for an answer.
+pub fn waiting(waiting: &Waiting) -> Value {
+    json!({
+        "group": waiting.group.to_string(),
+        "message_id": Uuid::from_bytes(waiting.message_id),
+        "stage": waiting.stage.name(),
+        "text": waiting.text.as_deref().and_then(utf8),
+        "text_base64": waiting.text.as_deref().and_then(not_utf8),
+    })
+}
+
 /// One entry of the journal.
 pub fn entry(entry: &JournalEntry) -> Value {
     let kind = i32::try_from(entry.kind).ok();
@@ -234,7 +257,8 @@ pub fn entry(entry: &JournalEntry) -> Value {
         "sender": entry.sender.as_ref().map(Person::device_uri),
         "sender_user": entry.sender.as_ref().map(Person::user_uri),
         "unverified_sender": entry.unverified_sender.as_ref().map(Person::device_uri),
-        "text": entry.text.as_ref().map(|text| String::from_utf8_lossy(text).into_owned()),
+        "text": entry.text.as_deref().and_then(utf8),
+        "text_base64": entry.text.as_deref().and_then(not_utf8),
         "own": entry.own,
         "added": uris(&entry.added),
         "removed": uris(&entry.removed),
@@ -251,6 +275,7 @@ pub fn synced(synced: &Synced, groups: &[GroupRecord]) -> Value {
             "message_id": Uuid::from_bytes(r.message_id),
             "seq": r.seq,
             "replayed": r.replayed,
+            "refused": r.refused,
         })
     });
     json!({
@@ -284,6 +309,13 @@ pub fn event(event: &Event) -> Value {
             value["event"] = json!("entry");
             value["group"] = json!(group.to_string());
             value
+        }
+        Event::Missing {
+            group,
+            from_seq,
+            to_seq,
+        } => {
+            json!({ "event": "missing", "group": group.to_string(), "from_seq": from_seq, "to_seq": to_seq })
         }
         Event::Joined(group) => json!({ "event": "joined", "group": group.to_string() }),
         Event::CaughtUp => json!({ "event": "caught_up" }),

@@ -1,18 +1,14 @@
 //! Commands.
 
-use std::{
-    io::{Read as _, Write as _},
-    ops::ControlFlow,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
+use chancery_proto::command_line;
 use clap::CommandFactory as _;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
-use super::{Cli, Command, Enroll, Group, Keys, Listen, Options, Send, Users, Whom, debug, output};
+use super::{
+    Cli, Command, Enroll, Group, Keys, Options, Users, Whom, debug, messages, output, print::Answer,
+};
 use crate::{
     core::{
         CoreError,
@@ -25,41 +21,41 @@ use crate::{
         Member,
         directory::{self, Name},
         enroll::{Enrolment, enroll},
-        listen::Event,
         stock,
     },
     outcomes::{Failed, needs_person},
-    profile::{PinnedRoot, Profile},
+    profile::{PEM_BYTES, PinnedRoot, Profile},
     progress::Stderr,
 };
 
-/// Runs one command; its answer, if it is not printed already.
+/// Runs one command.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(cli: Cli) -> Result<Option<Value>, Failure> {
+pub async fn run(cli: Cli) -> Result<Answer, Failure> {
     let options = &cli.options;
     let value = match cli.command {
         Command::Enroll(args) => enrolled(options, args).await?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "client-cli", &mut script);
-            std::io::stdout()
-                .write_all(&script)
-                .map_err(|error| Failure::Profile(error.to_string()))?;
-            return Ok(None);
+            return Ok(Answer::Text(script));
         }
         Command::Listen(args) => {
-            let member = open(options).await?;
-            listen(&member, &args).await?;
-            return Ok(None);
+            return Ok(
+                match messages::listen(&open(options).await?, &args).await? {
+                    Ok(()) => Answer::Printed,
+                    Err(error) => Answer::Unprinted(error),
+                },
+            );
         }
-        command => Box::pin(answer(&open(options).await?, command)).await?,
+        Command::Sync { group } => return synced(&open(options).await?, group.as_ref()).await,
+        command => Box::pin(answer(&open(options).await?, options, command)).await?,
     };
-    Ok(Some(value))
+    Ok(Answer::Json(value))
 }
 
-async fn answer(member: &Member, command: Command) -> Result<Value, Failure> {
+async fn answer(member: &Member, options: &Options, command: Command) -> Result<Value, Failure> {
     Ok(match command {
         Command::Whoami => output::whoami(member),
         Command::Devices { users } => {
@@ -87,28 +83,27 @@ async fn answer(member: &Member, command: Command) -> Result<Value, Failure> {
             )
         }
         Command::Keys(Keys::Stock) => output::stock(&member.key_package_stock().await?),
-        Command::Group(command) => grouped(member, command).await?,
-        Command::Send(args) => send(member, &args).await?,
-        Command::Sync { group } => {
-            let mut synced = member.sync(group.as_ref()).await?;
-            let groups = member.step(|step, _| Ok(records::groups(step)?))?;
-            let answer = output::synced(&synced, &groups);
-            let for_a_person = |failed: &Failed| needs_person(&failed.failure);
-            if let Some(place) = synced.failed.iter().position(for_a_person) {
-                // Everything else was done, and is answered for.
-                writeln!(std::io::stdout(), "{answer}")
-                    .map_err(|error| Failure::Profile(error.to_string()))?;
-                return Err(synced.failed.swap_remove(place).failure);
-            }
-            answer
-        }
-        Command::Read {
-            group,
-            after,
-            no_sync,
-        } => read(member, &group, after, no_sync).await?,
+        Command::Group(command) => grouped(member, options, command).await?,
+        Command::Send(args) => messages::send(member, options, &args).await?,
+        Command::Read(args) => messages::read(member, &args).await?,
+        Command::Outbox(command) => messages::outbox(member, &command)?,
         Command::Debug(command) => debug::run(member, command).await?,
-        Command::Enroll(_) | Command::Completions { .. } | Command::Listen(_) => Value::Null,
+        Command::Enroll(_)
+        | Command::Completions { .. }
+        | Command::Listen(_)
+        | Command::Sync { .. } => Value::Null,
+    })
+}
+
+/// Everything up to its head. What a person has to see to is said after the answer to everything else.
+async fn synced(member: &Member, group: Option<&GroupName>) -> Result<Answer, Failure> {
+    let mut synced = Box::pin(member.sync(group)).await?;
+    let groups = member.step(|step, _| Ok(records::groups(step)?))?;
+    let answer = output::synced(&synced, &groups);
+    let for_a_person = |failed: &Failed| needs_person(&failed.failure);
+    Ok(match synced.failed.iter().position(for_a_person) {
+        Some(place) => Answer::Partly(answer, synced.failed.swap_remove(place).failure),
+        None => Answer::Json(answer),
     })
 }
 
@@ -131,9 +126,7 @@ fn tls_ca(options: &Options) -> Result<Option<String>, Failure> {
     let Some(path) = &options.tls_ca else {
         return Ok(None);
     };
-    std::fs::read_to_string(path)
-        .map(Some)
-        .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+    Ok(Some(command_line::read_text(path, PEM_BYTES)?))
 }
 
 fn deadline(options: &Options) -> Duration {
@@ -195,18 +188,18 @@ fn names(
 }
 
 /// The named devices, and the active devices of the named users.
-async fn whom(member: &Member, whom: &Whom) -> Result<Vec<Name>, Failure> {
-    let (mut devices, users) = named(whom)?;
+async fn whom(member: &Member, options: &Options, whom: &Whom) -> Result<Vec<Name>, Failure> {
+    let (mut devices, users) = named(options, whom)?;
     devices.extend(member.active_devices(&users).await?);
     Ok(devices)
 }
 
 /// The devices and the users that are named.
-fn named(whom: &Whom) -> Result<(Vec<Name>, Vec<Name>), Failure> {
+fn named(options: &Options, whom: &Whom) -> Result<(Vec<Name>, Vec<Name>), Failure> {
     let mut devices = names(&whom.devices, directory::device)?;
     let mut users = names(&whom.users, directory::user)?;
     if let Some(file) = &whom.from {
-        for line in lines_of(file)? {
+        for line in lines_of(file, options.max_input_bytes)? {
             match directory::device(&line) {
                 Ok(device) => devices.push(device),
                 Err(_) => users.push(directory::user(&line)?),
@@ -217,22 +210,18 @@ fn named(whom: &Whom) -> Result<(Vec<Name>, Vec<Name>), Failure> {
 }
 
 /// The lines of a file that say something; `-` is stdin.
-fn lines_of(file: &Path) -> Result<Vec<String>, Failure> {
-    let read = if file == Path::new("-") {
-        std::io::read_to_string(std::io::stdin())
-    } else {
-        std::fs::read_to_string(file)
-    };
-    let text = read.map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+fn lines_of(file: &Path, max: u64) -> Result<Vec<String>, Failure> {
+    let text = command_line::read_text(file, max)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     Ok(lines.map(str::to_owned).collect())
 }
 
-async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
+async fn grouped(member: &Member, options: &Options, command: Group) -> Result<Value, Failure> {
     let some = |devices: Vec<Name>| {
         if devices.is_empty() {
             return Err(Failure::Usage(
-                "name at least one --user or --device".into(),
+                "name somebody: --user, --device or --from, or --leaving where it is accepted"
+                    .into(),
             ));
         }
         Ok(devices)
@@ -245,7 +234,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             past_epochs,
             no_own_devices,
         } => {
-            let mut devices = whom(member, &args).await?;
+            let mut devices = whom(member, options, &args).await?;
             if !no_own_devices {
                 let own = &member.identity().person;
                 let user = (own.domain.clone(), own.user);
@@ -262,7 +251,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
             member.add_first(created, &others).await?
         }
         Group::Add { group, whom: args } => {
-            let devices = some(whom(member, &args).await?)?;
+            let devices = some(whom(member, options, &args).await?)?;
             member.add(&group, &devices).await?
         }
         Group::Remove {
@@ -273,7 +262,7 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
         Group::Remove {
             group, whom: args, ..
         } => {
-            let (mut devices, users) = named(&args)?;
+            let (mut devices, users) = named(options, &args)?;
             devices.extend(member.devices_in(&group, &users)?);
             member.remove(&group, &some(devices)?).await?
         }
@@ -310,106 +299,4 @@ async fn grouped(member: &Member, command: Group) -> Result<Value, Failure> {
         }
     };
     Ok(output::committed(&done))
-}
-
-async fn send(member: &Member, args: &Send) -> Result<Value, Failure> {
-    let unreadable = |what: &str, error: std::io::Error| Failure::Usage(format!("{what}: {error}"));
-    let mut messages: Vec<([u8; 16], Vec<u8>)> = Vec::new();
-    if let Some(file) = &args.lines {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| unreadable(&file.display().to_string(), error))?;
-        for (index, line) in text.lines().enumerate() {
-            let id = match &args.id_seed {
-                Some(seed) => seeded_id(seed, index),
-                None => member.new_id(),
-            };
-            messages.push((id, line.as_bytes().to_vec()));
-        }
-    } else {
-        let text = match &args.text {
-            Some(text) => text.clone().into_bytes(),
-            None => {
-                let mut text = Vec::new();
-                std::io::stdin()
-                    .read_to_end(&mut text)
-                    .map_err(|error| unreadable("stdin", error))?;
-                text
-            }
-        };
-        let id = args
-            .message_id
-            .map_or_else(|| member.new_id(), |id| *id.as_bytes());
-        messages.push((id, text));
-    }
-    let sent = member.send(&args.group, &messages).await?;
-    let group = args.group.to_string();
-    let mut lines: Vec<_> = sent.iter().map(|sent| output::sent(&group, sent)).collect();
-    match (args.lines.is_some(), lines.len()) {
-        (false, 1) => Ok(lines.remove(0)),
-        _ => Ok(json!({ "sent": lines })),
-    }
-}
-
-/// The id of line `index` of `send --lines --id-seed`: the same for the same seed and number.
-pub fn seeded_id(seed: &str, index: usize) -> [u8; 16] {
-    let hash = Sha256::digest(format!("chancery line id\0{seed}\0{index}"));
-    let mut id = [0; 16];
-    id.copy_from_slice(&hash[..16]);
-    id
-}
-
-async fn read(
-    member: &Member,
-    name: &GroupName,
-    after: u64,
-    no_sync: bool,
-) -> Result<Value, Failure> {
-    if !no_sync {
-        member.sync(Some(name)).await?;
-    }
-    let record = member.record(name)?;
-    let entries = member.step(|step, _| Ok(records::entries(step, name, after, usize::MAX)?))?;
-    Ok(json!({
-        "group": name.to_string(),
-        "head_seq": record.head_seq,
-        "chain": hex::encode(record.chain),
-        "joined_seq": record.joined_seq,
-        "entries": entries.iter().map(output::entry).collect::<Vec<_>>(),
-    }))
-}
-
-async fn listen(member: &Member, args: &Listen) -> Result<(), Failure> {
-    let mut messages = 0;
-    let mut sink = |event: Event| {
-        // A reader that went away ends the command.
-        let mut stdout = std::io::stdout().lock();
-        let written = writeln!(stdout, "{}", output::event(&event)).and_then(|()| stdout.flush());
-        let mut done = written.is_err();
-        if let Event::Entry(_, entry) = &event
-            && let Some(text) = &entry.text
-        {
-            messages += 1;
-            let text = String::from_utf8_lossy(text);
-            done |= args.until_count.is_some_and(|count| messages >= count);
-            done |= args
-                .until_text
-                .as_ref()
-                .is_some_and(|t| text.contains(t.as_str()));
-        }
-        if done {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    let listening = member.listen(&args.groups, &mut sink);
-    match args.seconds {
-        Some(seconds) => {
-            match tokio::time::timeout(Duration::from_secs(seconds), listening).await {
-                Ok(done) => done,
-                Err(_) => Ok(()),
-            }
-        }
-        None => listening.await,
-    }
 }

@@ -10,6 +10,7 @@
 //! | [`leaves`] | the form of leaves, parent nodes and KeyPackages |
 //! | [`apply`] | entries of the log: process, merge, journal |
 //! | [`outbox`] | messages of this device |
+//! | [`consumers`] | how far named listeners were given the journal |
 //! | [`pending`] | what is under way, as a machine without IO |
 //! | [`join`] | by Welcome, by external Commit |
 //! | [`left_out`] | devices that got no leaf, until they are in |
@@ -20,6 +21,7 @@
 pub mod apply;
 pub mod check;
 pub mod commit;
+pub mod consumers;
 pub mod group;
 pub mod identity;
 pub mod join;
@@ -74,6 +76,17 @@ pub enum CoreError {
     /// After catching up nothing is left to do.
     #[error("nothing is left to do")]
     Nothing,
+    /// A `message_id` of this device stands for another text.
+    #[error("this message_id was used for another text")]
+    MessageIdReused,
+    /// A message above the Delivery Service's limit `message_bytes`, which can never be accepted.
+    #[error("the message has {got} bytes, and the limit is {max}")]
+    TooLarge {
+        /// The limit.
+        max: u64,
+        /// Its bytes.
+        got: u64,
+    },
 }
 
 impl From<chancery_proto::wire::Malformed> for CoreError {

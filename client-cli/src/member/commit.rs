@@ -463,7 +463,9 @@ impl Member {
         let step = pending::commit_answered(pending.operation, told);
         let (accepted, unknown) = match (step, sent) {
             (_, Ok(sent)) => sent,
-            (CommitStep::Keep | CommitStep::TakeOver, Err(failure)) => return Err(failure.kept()),
+            (CommitStep::Keep | CommitStep::TakeOver, Err(failure)) => {
+                return Err(failure.kept_as(pending.message_id));
+            }
             (CommitStep::GiveWay, Err(failure)) => {
                 tally.lost_race(&failure);
                 self.give_way(name, &pending).await?;

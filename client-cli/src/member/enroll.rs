@@ -38,6 +38,8 @@ use crate::{
 };
 
 const ENROLMENT: &[u8] = b"enrolment";
+/// SHA-256 of the invitation that made this device.
+const ENROLLED_BY: &[u8] = b"enrolled_by";
 /// One-time KeyPackages are filled up to this by default.
 pub const KEY_PACKAGES: u32 = 20;
 /// Longest lifetime that this device gives a KeyPackage: below the servers' usual limit of 90 days.
@@ -177,14 +179,19 @@ pub async fn enroll(
     deadline: Duration,
 ) -> Result<Member, Failure> {
     crate::profile::prepare_folder(folder)?;
-    let mut store = super::blocking(|| open_store(folder))?;
+    let mut store = super::blocking(|| open_store(folder, deadline))?;
     let done: Option<Identity> = store.step(|step| step.get(META, IDENTITY))?;
-    if done.is_none() {
+    if let Some(identity) = done {
+        let by: Option<[u8; 32]> = store.step(|step| step.get(META, ENROLLED_BY))?;
+        same_enrolment(&identity, by, &Profile::read(folder)?, enrolment)?;
+    } else {
         let transport = Transport::new(&profile, deadline, std::sync::Arc::new(System))?;
+        not_under_way(&mut store, enrolment)?;
         let schemes = learn_service(&mut profile, enrolment, &transport).await?;
         let identity = certified(&mut store, &profile, enrolment, &transport, &schemes).await?;
         profile.write(folder)?;
         store.step(|step| -> Result<(), StoreError> {
+            step.put(META, ENROLLED_BY, &enrolment.invitation_hash())?;
             step.put(META, IDENTITY, &identity)?;
             if let Some(key) = &identity.p256 {
                 step.put(META, P256_KEY, key)?;
@@ -198,7 +205,66 @@ pub async fn enroll(
     member
         .fill_key_packages(group::SUITES[0], enrolment.key_packages)
         .await?;
+    // Asked for again by whoever needs it.
+    let _limit = member.message_bytes().await;
     Ok(member)
+}
+
+fn already(message: String) -> Failure {
+    Failure::NotAllowed {
+        reason: "ALREADY_ENROLLED",
+        message,
+    }
+}
+
+/// A profile is one device for ever: only the enrolment that made it may be repeated.
+fn same_enrolment(
+    identity: &Identity,
+    by: Option<[u8; 32]>,
+    profile: &Profile,
+    enrolment: &Enrolment,
+) -> Result<(), Failure> {
+    let refuse = |what: &str| {
+        Err(already(format!(
+            "this profile is {} of {}, which was enrolled with another {what}; nothing was changed: name another folder with --profile",
+            identity.person.device_uri(),
+            identity.person.user_uri(),
+        )))
+    };
+    let other = |given: &Option<String>, own: &str| given.as_ref().is_some_and(|g| g != own);
+    let pinned = |root: &&PinnedRoot| root.domain == profile.domain;
+    if by != Some(enrolment.invitation_hash()) {
+        return refuse("invitation");
+    }
+    if other(&enrolment.domain, &profile.domain)
+        || other(&enrolment.delivery_domain, &profile.delivery_domain)
+    {
+        return refuse("domain");
+    }
+    let given = PinnedRoot::from_file(&profile.domain, &profile.auth_url, &enrolment.root)?;
+    match profile.roots.iter().find(pinned) {
+        Some(root) if root.root == given.root => Ok(()),
+        _ => refuse("root certificate"),
+    }
+}
+
+/// An enrolment whose answer was lost may have made a device: its keys are not thrown away for another invitation.
+fn not_under_way(store: &mut Store, enrolment: &Enrolment) -> Result<(), Failure> {
+    let begun: Option<Begun> = store.step(|step| step.get(META, ENROLMENT))?;
+    match begun {
+        Some(begun) if begun.invitation_hash != enrolment.invitation_hash() => Err(already(
+            "an enrolment with another invitation is under way here, and its outcome is not known: repeat it with that invitation, or name another \
+             folder with --profile"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl Enrolment {
+    fn invitation_hash(&self) -> [u8; 32] {
+        Sha256::digest(self.invitation.trim()).into()
+    }
 }
 
 /// Fills in the profile; the signature schemes that certificates are issued for.
@@ -253,9 +319,8 @@ async fn certified(
     schemes: &[u32],
 ) -> Result<Identity, Failure> {
     let invitation = enrolment.invitation.trim();
-    let hash: [u8; 32] = Sha256::digest(invitation).into();
     let begun: Option<Begun> = store.step(|step| step.get(META, ENROLMENT))?;
-    let mut begun = match begun.filter(|begun| begun.invitation_hash == hash) {
+    let mut begun = match begun {
         Some(begun) => begun,
         None => Begun::new(&profile.domain, invitation, schemes)?,
     };
@@ -276,11 +341,15 @@ async fn certified(
         Err(failure) if failure.reason() == Some(Reason::ProofInvalid) => {
             begun.prove(&profile.domain, invitation)?;
             store.step(|step| step.put(META, ENROLMENT, &begun))?;
-            send(&begun).await?
+            send(&begun).await
         }
-        other => other?,
+        other => other,
     };
-    verified(profile, transport, &begun, &answer).await
+    if matches!(answer, Err(Failure::Refused(_))) {
+        // No device came of it: the keys are for nobody.
+        store.step(|step| step.delete(META, ENROLMENT))?;
+    }
+    verified(profile, transport, &begun, &answer?).await
 }
 
 /// The certificate must be for the own key, and the pinned root must vouch for it.

@@ -16,7 +16,9 @@
 //! | [`commit`] | groups made and changed, races included |
 //! | `left_out` | devices that got no leaf, as soon as they can have one |
 //! | `replace` | a group that goes on in another one |
+//! | `limits` | how large a message may be |
 //! | [`send`] | messages |
+//! | [`outbox`] | messages that wait for an answer |
 //! | [`heal`] | what it does unasked when something is wrong |
 //! | [`listen`] | following everything |
 
@@ -28,7 +30,9 @@ pub mod enroll;
 pub mod heal;
 mod incarnation;
 mod left_out;
+mod limits;
 pub mod listen;
+pub mod outbox;
 mod replace;
 pub mod send;
 pub mod stock;
@@ -38,7 +42,7 @@ pub mod welcomes;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -123,12 +127,12 @@ pub struct Member {
     read: Mutex<BTreeSet<GroupName>>,
 }
 
-/// Opens the store of a folder.
+/// Opens the store of a folder; waits for other processes' steps at most so long.
 ///
 /// # Errors
-/// See [`Store::open`].
-pub fn open_store(folder: &Path) -> Result<Store, Failure> {
-    Ok(Store::open(folder)?)
+/// See [`Store::open_within`].
+pub fn open_store(folder: &Path, wait: Duration) -> Result<Store, Failure> {
+    Ok(Store::open_within(folder, wait)?)
 }
 
 /// Without blocking the other tasks of a runtime with several threads: a step may wait for another process's.
@@ -150,7 +154,7 @@ impl Member {
         profile: Profile,
         deadline: Duration,
     ) -> Result<Self, Failure> {
-        let mut store = blocking(|| open_store(folder))?;
+        let mut store = blocking(|| open_store(folder, deadline))?;
         let identity: Option<Identity> = blocking(|| store.step(|step| step.get(META, IDENTITY)))?;
         let mut identity = identity.ok_or_else(|| {
             Failure::Profile("this profile is not enrolled yet: enroll first".into())
@@ -245,8 +249,11 @@ impl Member {
 
     /// What went through its store since it was opened.
     pub fn traffic(&self) -> Traffic {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.traffic()
+        self.locked_store().traffic()
+    }
+
+    fn locked_store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its folder.
@@ -269,11 +276,7 @@ impl Member {
             removals_per_hour: self.removals_per_hour,
             left_out_wait_seconds: self.left_out_wait_seconds,
         };
-        blocking(|| {
-            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-            store.step(|step| work(step, context))
-        })
-        .map_err(Failure::Core)
+        blocking(|| self.locked_store().step(|step| work(step, context))).map_err(Failure::Core)
     }
 
     async fn load_roots(&mut self) -> Result<(), Failure> {

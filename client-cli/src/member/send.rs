@@ -7,17 +7,18 @@ use chancery_proto::{
 };
 use prost::Message as _;
 
-use super::{Member, commit::Tally};
+use super::{Member, commit::Tally, limits};
 use crate::{
     core::{
-        CoreError, commit,
+        Context, CoreError, commit,
         outbox::{self, Outgoing},
         pending::{self, MessageStep},
-        records::{self, Accepted, GroupName, GroupState},
+        records::{self, Accepted, GroupName, GroupRecord, GroupState},
     },
     failure::Failure,
     fault,
     progress::Task,
+    store::Step,
 };
 
 /// How often a message whose epoch has passed is framed anew.
@@ -38,12 +39,56 @@ pub struct Sent {
     pub unknown_outcomes: u32,
 }
 
+/// Frames a message; one that is too large in its frame only uses no key.
+fn frame(
+    step: &Step<'_>,
+    context: Context<'_>,
+    record: &GroupRecord,
+    id: [u8; 16],
+    text: &[u8],
+) -> Result<(), CoreError> {
+    let outgoing = commit::message(step, context, record, id, text)?;
+    let Some(limit) = limits::remembered(step)? else {
+        return Ok(());
+    };
+    let request = SendMessageRequest::decode(outgoing.request.as_slice())
+        .map_err(|error| CoreError::Malformed(error.to_string()))?;
+    let got = u64::try_from(request.message.len()).unwrap_or(u64::MAX);
+    if got > limit.bytes {
+        return Err(CoreError::TooLarge {
+            max: limit.bytes,
+            got,
+        });
+    }
+    Ok(())
+}
+
 impl Member {
     /// Sends messages in order. An id that was used before with the same text is the same message.
     ///
     /// # Errors
     /// The refusal, no answer (what is unsent is kept, and `sync` sends it), or the store.
     pub async fn send(
+        &self,
+        name: &GroupName,
+        messages: &[([u8; 16], Vec<u8>)],
+    ) -> Result<Vec<Sent>, Failure> {
+        for (_, text) in messages {
+            self.check_size(text.len()).await?;
+        }
+        let sent = self.keep_and_send(name, messages).await;
+        if matches!(&sent, Err(Failure::Unanswered { kept: true, .. })) {
+            self.step(|step, _| {
+                for (id, _) in messages {
+                    outbox::give_up(step, name, id)?;
+                }
+                Ok(())
+            })?;
+        }
+        sent
+    }
+
+    async fn keep_and_send(
         &self,
         name: &GroupName,
         messages: &[([u8; 16], Vec<u8>)],
@@ -59,9 +104,7 @@ impl Member {
             for (id, text) in messages {
                 match outbox::get(step, name, id)? {
                     Some(known) if known.text != *text => {
-                        return Err(CoreError::State(
-                            "asked to use a message_id for another text".into(),
-                        ));
+                        return Err(CoreError::MessageIdReused);
                     }
                     Some(_) => {}
                     None => outbox::put(step, name, id, &Outgoing::unframed(text))?,
@@ -107,13 +150,13 @@ impl Member {
             self.step(|step, context| {
                 let record = commit::active(step, name)?;
                 for (id, text) in &unframed {
-                    commit::message(step, context, &record, *id, text)?;
+                    frame(step, context, &record, *id, text)?;
                 }
                 Ok(())
             })
         };
         match framed.await {
-            Err(failure @ Failure::Unanswered { .. }) => Err(failure.kept()),
+            Err(failure @ Failure::Unanswered { .. }) => Err(failure.kept_as(unframed[0].0)),
             Err(failure) => {
                 self.step(|step, _| {
                     for (id, _) in &unframed {
@@ -145,11 +188,22 @@ impl Member {
     /// # Errors
     /// The refusal (the message is forgotten then), no answer, or the store.
     pub async fn deliver(&self, name: &GroupName, id: [u8; 16]) -> Result<Sent, Failure> {
+        match self.deliver_kept(name, id).await {
+            Err(Failure::Core(CoreError::TooLarge { max, got })) => {
+                self.step(|step, _| Ok(outbox::forget(step, name, &id)?))?;
+                Err(limits::refused(max, got))
+            }
+            other => other,
+        }
+    }
+
+    async fn deliver_kept(&self, name: &GroupName, id: [u8; 16]) -> Result<Sent, Failure> {
         let mut unknown_outcomes = 0;
-        self.frame_unsent(name, &[id]).await?;
+        if self.outgoing(name, id).await?.request.is_empty() {
+            self.frame_unsent(name, &[id]).await?;
+        }
         for _ in 0..FRAMINGS {
-            let outgoing =
-                self.step(|step, _| outbox::get(step, name, &id)?.ok_or(CoreError::Unknown))?;
+            let outgoing = self.outgoing(name, id).await?;
             if let Some(accepted) = outgoing.accepted.clone() {
                 let accepted = Accepted {
                     replayed: true,
@@ -199,7 +253,7 @@ impl Member {
             return Ok(());
         }
         match pending::message_answered(told) {
-            MessageStep::Keep => return Err(failure.kept()),
+            MessageStep::Keep => return Err(failure.kept_as(id)),
             MessageStep::Frame => {}
             MessageStep::Heed if self.heeds(name, &failure).await? => {}
             MessageStep::Done | MessageStep::Heed | MessageStep::Forget => {
@@ -213,7 +267,7 @@ impl Member {
         self.commit_first(name).await?;
         self.step(|step, context| {
             let record = commit::active(step, name)?;
-            commit::message(step, context, &record, id, &outgoing.text).map(|_| ())
+            frame(step, context, &record, id, &outgoing.text)
         })
     }
 

@@ -8,6 +8,7 @@ use chancery_proto::{
         Entry, FetchPayloadRequest, GroupSummary, ListGroupsRequest, Pruned, ReadLogRequest, entry,
     },
     mutants::{self, Mutant},
+    status::Refusal,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -19,7 +20,7 @@ use crate::{
         outbox,
         records::{self, GroupName, GroupRecord, GroupState, JournalEntry},
     },
-    failure::Failure,
+    failure::{Failure, code_name, reason_name},
     fault,
     outcomes::{Failed, Loop, Outcomes, ends_loop},
     progress::Task,
@@ -70,6 +71,13 @@ pub struct Resolved {
     pub seq: Option<u64>,
     /// The server had it already.
     pub replayed: bool,
+    /// Why it can never be accepted, by the name of the reason; it is kept no more.
+    pub refused: Option<String>,
+}
+
+fn refused_name(refusal: &Refusal) -> String {
+    let reason = refusal.reason.map(reason_name);
+    reason.unwrap_or_else(|| code_name(refusal.code)).to_owned()
 }
 
 impl Member {
@@ -175,22 +183,23 @@ impl Member {
     /// Finds out what became of a group's kept Commit and of its kept messages. What the server refuses is settled by
     /// that.
     async fn resolve(&self, name: &GroupName, synced: &mut Synced) -> Result<(), Failure> {
-        let mut resolved = |message_id, outcome: Option<&records::Accepted>| {
+        let mut resolved = |message_id, outcome: Option<&records::Accepted>, refused| {
             synced.resolved.push(Resolved {
                 group: name.clone(),
                 message_id,
                 seq: outcome.map(|a| a.seq),
                 replayed: outcome.is_some_and(|a| a.replayed),
+                refused,
             });
         };
         let kept = self.step(|step, _| Ok(records::group(step, name)?))?;
         let kept = kept.and_then(|record| record.pending);
         match self.settle(name, &mut Tally::default()).await {
-            Ok(Some(settled)) => resolved(settled.message_id, settled.accepted.as_ref()),
+            Ok(Some(settled)) => resolved(settled.message_id, settled.accepted.as_ref(), None),
             Ok(None) => {}
-            Err(Failure::Refused(_)) if !mutants::is_on(Mutant::OneFailureEndsTheLoop) => {
+            Err(Failure::Refused(refusal)) if !mutants::is_on(Mutant::OneFailureEndsTheLoop) => {
                 if let Some(kept) = kept {
-                    resolved(kept.message_id, None);
+                    resolved(kept.message_id, None, Some(refused_name(&refusal)));
                 }
             }
             Err(failure) => return Err(failure),
@@ -204,13 +213,16 @@ impl Member {
             let item = uuid::Uuid::from_bytes(id);
             let delivered = async {
                 match self.deliver(name, id).await {
-                    Ok(sent) => Ok(Some(sent.accepted)),
-                    Err(failure @ Failure::Refused(_)) if !ends_loop(&failure) => Ok(None),
+                    Ok(sent) => Ok(Ok(sent.accepted)),
+                    Err(failure) if ends_loop(&failure) => Err(failure),
+                    Err(Failure::Refused(refusal)) => Ok(Err(refusal)),
                     Err(failure) => Err(failure),
                 }
             };
-            if let Some(outcome) = outcomes.run(item, Box::pin(delivered)).await? {
-                resolved(id, outcome.as_ref());
+            match outcomes.run(item, Box::pin(delivered)).await? {
+                Some(Ok(accepted)) => resolved(id, Some(&accepted), None),
+                Some(Err(refusal)) => resolved(id, None, Some(refused_name(&refusal))),
+                None => {}
             }
         }
         synced.failed.extend(outcomes.failed());

@@ -29,8 +29,12 @@ use seal::Sealer;
 /// The format that this program writes. Format 2, without pieces, is taken over; another one is refused. Format 1 was never released.
 pub const FORMAT: i32 = 4;
 
-/// How long a command waits for another one's step.
+/// How long a command waits for another one's step, where nobody says otherwise.
 const WAIT: Duration = Duration::from_secs(30);
+/// The write-ahead log is cut back to this when it was taken over into the file.
+const LOG_BYTES: u32 = 4 << 20;
+/// Free pages of a file are given back when they are more than this, and more than half of it.
+const FREE_BYTES: i64 = 8 << 20;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,19 @@ pub enum StoreError {
     /// The folder or the key file.
     #[error("{0}")]
     Io(String),
+    /// A value with more bytes than were asked for.
+    #[error("a value of the store has more than {max} bytes")]
+    TooLarge {
+        /// The most that were asked for.
+        max: usize,
+    },
+}
+
+impl StoreError {
+    /// Whether another process held the store for longer than this one waits.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy))
+    }
 }
 
 /// A value that cannot be written or read, by its error's text.
@@ -85,12 +102,21 @@ impl Store {
     /// # Errors
     /// Another format, another key, or the file system.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        Self::open_within(folder, WAIT)
+    }
+
+    /// The same, waiting for another process's step at most so long, here and in every step.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`StoreError::is_busy`].
+    pub fn open_within(folder: &Path, wait: Duration) -> Result<Self, StoreError> {
         let sealer = Sealer::open(&folder.join("store.key"))?;
         let connection = Connection::open(folder.join("store.sqlite"))?;
-        connection.busy_timeout(WAIT)?;
-        connection.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16384;",
-        )?;
+        connection.busy_timeout(wait)?;
+        connection.execute_batch(&format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16384; \
+             PRAGMA journal_size_limit = {LOG_BYTES};"
+        ))?;
         Self::over(connection, sealer)
     }
 
@@ -177,6 +203,25 @@ impl Store {
         Ok(done)
     }
 
+    /// Gives the file system back what deleted values left free, where it is much; whether it was.
+    ///
+    /// # Errors
+    /// SQLite, also where another process is using the store; nothing is lost then.
+    pub fn give_back(&mut self) -> Result<bool, StoreError> {
+        let number = |pragma| -> Result<i64, StoreError> {
+            let sql = format!("PRAGMA {pragma}");
+            Ok(self.connection.query_row(&sql, [], |row| row.get(0))?)
+        };
+        let (free, pages) = (number("freelist_count")?, number("page_count")?);
+        if free * number("page_size")? < FREE_BYTES || free * 2 < pages {
+            return Ok(false);
+        }
+        self.connection.execute_batch("VACUUM")?;
+        self.connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(true)
+    }
+
     /// What went through this store since it was opened.
     pub fn traffic(&self) -> Traffic {
         self.traffic.get()
@@ -233,6 +278,19 @@ impl<'a> Step<'a> {
         key: &[u8],
     ) -> Result<Option<T>, StoreError> {
         self.rows().get(space, key)
+    }
+
+    /// A value of at most `max` bytes; what is larger is not read to its end.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`], or the store.
+    pub fn get_within<T: DeserializeOwned>(
+        &self,
+        space: &'static str,
+        key: &[u8],
+        max: usize,
+    ) -> Result<Option<T>, StoreError> {
+        self.rows().get_within(space, key, max)
     }
 
     /// Writes or replaces a value.
@@ -440,6 +498,44 @@ mod tests {
         let large = "a long story ".repeat(10_000);
         put(&mut store, b"b", &large).unwrap();
         assert_eq!(get(&mut store, b"b"), Some(large));
+    }
+
+    #[test]
+    fn what_is_larger_than_asked_for_is_not_read_and_its_space_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let mut state = 1_u32;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        })
+        .take(12 << 20)
+        .collect();
+        let size = || {
+            std::fs::metadata(dir.path().join("store.sqlite"))
+                .unwrap()
+                .len()
+        };
+        store
+            .step(|step| step.put("t", b"large", &noise))
+            .unwrap_or_else(|error: StoreError| panic!("{error}"));
+        put(&mut store, b"small", "1").unwrap();
+        let before = store.traffic().read_bytes;
+        let refused: Result<Option<Vec<u8>>, StoreError> =
+            store.step(|step| step.get_within("t", b"large", 1 << 20));
+        assert!(
+            matches!(refused, Err(StoreError::TooLarge { .. })),
+            "{refused:?}"
+        );
+        assert!(store.traffic().read_bytes - before < 2 << 20);
+        store
+            .step(|step| step.delete("t", b"large"))
+            .unwrap_or_else(|error: StoreError| panic!("{error}"));
+        assert_eq!(store.rows_in("pieces"), 0);
+        assert!(store.give_back().unwrap());
+        assert!(size() < 1 << 20, "{} bytes", size());
+        assert_eq!(get(&mut store, b"small").as_deref(), Some("1"));
+        assert!(!store.give_back().unwrap());
     }
 
     #[test]

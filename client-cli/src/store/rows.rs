@@ -73,8 +73,18 @@ impl<'a> Rows<'a> {
         space: &'static str,
         key: &[u8],
     ) -> Result<Option<T>, StoreError> {
+        self.get_within(space, key, usize::MAX)
+    }
+
+    /// A value whose bytes are at most `max`; what is larger is not read to its end.
+    pub(super) fn get_within<T: DeserializeOwned>(
+        &self,
+        space: &'static str,
+        key: &[u8],
+        max: usize,
+    ) -> Result<Option<T>, StoreError> {
         self.stored(space, key)?
-            .map(|stored| self.open(space, key, &stored))
+            .map(|stored| self.open(space, key, &stored, max))
             .transpose()
     }
 
@@ -112,10 +122,9 @@ impl<'a> Rows<'a> {
 
     /// Removes a value, if it is there.
     pub(super) fn delete(&self, space: &'static str, key: &[u8]) -> Result<(), StoreError> {
-        let names = self.names(space, key)?;
-        if !names.is_empty() {
-            self.drop_pieces(&self.owner(space, key), &names)?;
-        }
+        self.connection
+            .prepare_cached("DELETE FROM pieces WHERE owner = ?1")?
+            .execute([self.owner(space, key)])?;
         self.connection
             .prepare_cached("DELETE FROM sealed WHERE space = ?1 AND key = ?2")?
             .execute((space, key))?;
@@ -145,7 +154,7 @@ impl<'a> Rows<'a> {
                 levels: row.get(2)?,
             };
             self.was_read(stored.value.len());
-            let value = self.open(space, &key, &stored)?;
+            let value = self.open(space, &key, &stored, usize::MAX)?;
             found.push((key, value));
         }
         Ok(found)
@@ -182,12 +191,13 @@ impl<'a> Rows<'a> {
         space: &str,
         key: &[u8],
         stored: &Stored,
+        max: usize,
     ) -> Result<T, StoreError> {
         let mut bytes = unpack(&self.sealer.open_sealed(space, key, &stored.value)?)?;
         if stored.levels > 0 {
             let owner = self.owner(space, key);
             for _ in 0..stored.levels {
-                bytes = self.join(&owner, &bytes)?;
+                bytes = self.join(&owner, &bytes, max)?;
             }
         }
         postcard::from_bytes(&bytes).map_err(encoding)
@@ -229,8 +239,13 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// The bytes whose pieces a list names.
-    fn join(&self, owner: &Name, list: &[u8]) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    /// The bytes whose pieces a list names, at most `max`.
+    fn join(
+        &self,
+        owner: &Name,
+        list: &[u8],
+        max: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let mut statement = self
             .connection
             .prepare_cached("SELECT value FROM pieces WHERE owner = ?1 AND name = ?2")?;
@@ -244,6 +259,9 @@ impl<'a> Rows<'a> {
             let place = [&owner[..], name].concat();
             let packed = self.sealer.open_sealed(PIECES, &place, &sealed)?;
             bytes.extend_from_slice(&unpack(&packed)?);
+            if bytes.len() > max {
+                return Err(StoreError::TooLarge { max });
+            }
         }
         Ok(bytes)
     }
@@ -267,7 +285,7 @@ impl<'a> Rows<'a> {
         for level in 1..=stored.levels {
             names.extend(named(&list)?);
             if level < stored.levels {
-                list = self.join(&owner, &list)?;
+                list = self.join(&owner, &list, usize::MAX)?;
             }
         }
         Ok(names)

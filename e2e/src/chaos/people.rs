@@ -232,7 +232,8 @@ impl Crowd {
             .map(|n| format!("{} {seed} {n}", who.device.name))
             .collect();
         let wanted = texts.iter().enumerate().map(|(n, text)| Wanted {
-            message_id: Uuid::from_bytes(client_cli::cli::run::seeded_id(&seed, n)).to_string(),
+            message_id: Uuid::from_bytes(client_cli::cli::messages::seeded_id(&seed, n))
+                .to_string(),
             text: text.clone(),
         });
         let asked = Asked::Send {
