@@ -1,10 +1,13 @@
 //! What can go wrong, and its one exhaustive map to `tonic::Status`.
 
 use chancery_proto::{common::v1::Reason, key_package::KeyPackageFault, leaf::LeafFault};
-use service_kit::{db::DbError, items::ItemError};
+use service_kit::{
+    db::{DbError, TxError},
+    items::ItemError,
+};
 use tonic::Status;
 
-use crate::group::Rejection;
+use crate::ordering::group::Rejection;
 
 /// A refusal or failure of a request.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,15 @@ impl Error {
 impl ItemError for Error {
     fn is_shared(&self) -> bool {
         matches!(self, Self::Db(error) if error.is_shared())
+    }
+}
+
+impl From<TxError<Self>> for Error {
+    fn from(error: TxError<Self>) -> Self {
+        match error {
+            TxError::Rejected(error) => error,
+            TxError::Db(error) => Self::Db(error),
+        }
     }
 }
 

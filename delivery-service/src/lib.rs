@@ -1,64 +1,40 @@
 //! The Delivery Service: what came in which order. It orders opaque ciphertext and knows people only as opaque ids.
 //!
+//! **A request goes down**: rpc → commands | reading → request → ordering; commands append by log, and everything that
+//! is stored goes through store. Background work is in upkeep. Nothing points up; a test reads the imports
+//! (`tests/layers.rs`).
+//!
 //! | module | what it does |
 //! |---|---|
+//! | [`rpc`] | the tonic trait: decode, caller, command, encode |
+//! | [`upkeep`] | background work: revocations, requests to members, retention |
+//! | [`commands`] | what writes: lock, read under the lock, decide, append |
+//! | [`reading`] | reading a log, following it, how a stream is carried |
+//! | [`request`] | requests to values, checked without the lock |
+//! | [`node`] | what a node is made of |
+//! | [`log`] | the one place that appends; messages that come at the same time become one transaction |
+//! | [`hub`] | in memory: who follows what, what was read for all of them, heads that need not be read again; how nodes wake each other |
+//! | [`access`] | who calls: tokens, and the Authentication Services that sign them |
 //! | [`config`] | options and limits |
-//! | [`rpc`] | the tonic trait: decode, caller, use case, encode |
-//! | [`caller`], [`tokens`], [`issuers`], [`domains`] | token to caller, tokens verified before, keys of the Authentication Services, their numbers |
-//! | [`status_feed`] | revocations, as the Authentication Services sign them |
-//! | [`prepare`] | requests to values, checked without the lock |
-//! | [`group`] | **the ordering state machine**, pure |
-//! | [`ordering`] | what it decides on, derived from requests and rows, pure |
-//! | [`create`], [`submit`], [`send`], [`pipeline`], [`leave`] | use cases that write: lock, read under the lock, decide, append |
-//! | [`batch`], [`remembered`] | messages that come at the same time become one transaction, and what a node remembers so that it need not ask first |
-//! | [`recovery`] | epochs reported, Commits voided, GroupInfos repaired |
-//! | [`revocations`], [`asking`] | revoked devices marked in their groups, and who is asked to remove them |
-//! | [`warming`] | who is asked to fill the tree of a large group |
-//! | [`key_packages`], [`inbox`] | KeyPackages claimed exactly once, Welcomes |
-//! | [`retention`] | what is too old |
-//! | [`read`], [`subscribe`], [`frames`] | reading a log, following it, how a stream is carried |
-//! | [`hub`], [`follow`] | who follows what, and news read once for all of them |
-//! | [`wake`], [`poll`] | how nodes wake each other, and what is looked at if nobody calls |
-//! | [`store`] | every SQL statement |
 //! | [`error`] | errors and their one map to a status |
-//! | [`node`], [`clock`] | what the use cases share |
+//! | [`store`] | every SQL statement |
+//! | [`wire`] | group references, ids and hashes as they are on the wire |
+//! | [`ordering`] | **the ordering state machine** and the facts that it decides on, pure |
 
-pub(crate) mod append;
-pub mod asking;
-pub mod batch;
-pub mod caller;
-pub mod clock;
+pub mod access;
+pub mod commands;
 pub mod config;
-pub mod create;
-pub mod domains;
 pub mod error;
-pub mod follow;
-pub mod frames;
-pub mod group;
 pub mod hub;
-pub mod inbox;
-pub mod issuers;
-pub mod key_packages;
-pub mod leave;
+pub mod log;
 pub mod node;
 pub mod ordering;
-pub mod pipeline;
-pub mod poll;
-pub mod prepare;
-pub mod read;
-pub mod recovery;
-pub mod remembered;
-pub mod retention;
-pub mod revocations;
+pub mod reading;
+pub mod request;
 pub mod rpc;
-pub mod send;
-pub mod status_feed;
 pub mod store;
-pub mod submit;
-pub mod subscribe;
-pub mod tokens;
-pub mod wake;
-pub mod warming;
+pub mod upkeep;
+pub mod wire;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -148,7 +124,14 @@ pub async fn serve(
     db: Db,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    serve_knowing(listeners, config, db, shutdown, status_feed::Kinds::ALL).await
+    serve_knowing(
+        listeners,
+        config,
+        db,
+        shutdown,
+        upkeep::status_feed::Kinds::ALL,
+    )
+    .await
 }
 
 /// The same as a program that knows these kinds of status only: how an older program meets a newer Authentication Service.
@@ -160,7 +143,7 @@ pub async fn serve_knowing(
     config: Config,
     db: Db,
     shutdown: Shutdown,
-    kinds: status_feed::Kinds,
+    kinds: upkeep::status_feed::Kinds,
 ) -> anyhow::Result<()> {
     let served = serve_until_drained(listeners, config, db, &shutdown, kinds).await;
     shutdown.finish(served).await
@@ -171,7 +154,7 @@ async fn serve_until_drained(
     config: Config,
     db: Db,
     shutdown: &Shutdown,
-    kinds: status_feed::Kinds,
+    kinds: upkeep::status_feed::Kinds,
 ) -> anyhow::Result<()> {
     config.limits.check().map_err(|why| anyhow::anyhow!(why))?;
     let readiness = ops::Readiness::default();
@@ -179,24 +162,27 @@ async fn serve_until_drained(
         let serving = ops::serve_ops(bound, db.clone(), readiness.clone(), shutdown.clone());
         shutdown.spawn_unawaited("ops", serving);
     }
-    let issuers = issuers::Issuers::new(&config, readiness);
+    let issuers = access::issuers::Issuers::new(&config, readiness);
     let begun = when_reachable(shutdown, || begin(&db, &config, &issuers));
     let Some((domains, followers)) = begun.await? else {
         return Ok(());
     };
     let most = usize::try_from(config.batch.append_remembered_items)?;
-    let remembered = remembered::Remembered::new(most);
-    let (hub, clock) = (hub::Hub::new(remembered.clone()), clock::Clock::default());
+    let remembered = hub::head_cache::Remembered::new(most);
+    let (hub, clock) = (
+        hub::Hub::new(remembered.clone()),
+        access::clock::Clock::default(),
+    );
     let node = node::Node::from(node::Parts {
-        gate: caller::Gate {
+        gate: access::caller::Gate {
             issuers: issuers.clone(),
             domains: domains.clone(),
             audience: format!("ds:{}", config.domain),
             leeway: config.clock_leeway_seconds.into(),
             clock: clock.clone(),
-            tokens: tokens::Tokens::new(config.token_cache_items),
+            tokens: access::tokens::Tokens::new(config.token_cache_items),
         },
-        batch: batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch, shutdown),
+        batch: log::batch::Batcher::start(&db, &hub, &clock, &remembered, &config.batch, shutdown),
         hub,
         issuers: issuers.clone(),
         domains: domains.clone(),
@@ -222,34 +208,34 @@ async fn serve_until_drained(
 /// What goes on in a node beside its requests, until shutdown.
 fn spawn_tasks(
     node: &node::Node,
-    followers: Vec<Arc<issuers::Follower>>,
-    kinds: status_feed::Kinds,
+    followers: Vec<Arc<access::issuers::Follower>>,
+    kinds: upkeep::status_feed::Kinds,
     shutdown: &Shutdown,
 ) {
     let refresh = Duration::from_secs(node.config.auth_refresh_seconds);
     for follower in followers {
-        let feed = status_feed::StatusFeed::new(follower.clone(), node, kinds);
+        let feed = upkeep::status_feed::StatusFeed::new(follower.clone(), node, kinds);
         shutdown.spawn("status_feed", feed.run(shutdown.clone()));
         let (db, issuers) = (node.db.clone(), node.issuers.clone());
         let refreshing = follower.run(db, issuers, refresh, shutdown.clone());
         shutdown.spawn("issuer_keys", until_drain(shutdown.soft(), refreshing));
     }
-    wake::run(&node.db, &node.hub, shutdown);
-    shutdown.spawn("poll", poll::run(node.clone(), shutdown.clone()));
+    hub::notify::run(&node.db, &node.hub, shutdown);
+    shutdown.spawn("poll", upkeep::poll::run(node.clone(), shutdown.clone()));
     let (closing, hub) = (shutdown.soft(), node.hub.clone());
     shutdown.spawn("close_streams", async move {
         closing.cancelled().await;
         hub.close();
     });
     for _ in 0..node.config.followers_items {
-        let reading = follow::run(node.clone(), shutdown.clone());
+        let reading = reading::shared_reader::run(node.clone(), shutdown.clone());
         shutdown.spawn("shared_reader", reading);
     }
-    let pruning = retention::run(node.clone(), shutdown.clone());
+    let pruning = upkeep::retention::run(node.clone(), shutdown.clone());
     shutdown.spawn("retention", until_drain(shutdown.soft(), pruning));
-    let voiding = recovery::run_voids(node.clone(), shutdown.clone());
+    let voiding = commands::recovery::run_voids(node.clone(), shutdown.clone());
     shutdown.spawn("voids", until_drain(shutdown.soft(), voiding));
-    let marking = revocations::run_sweeps(node.clone(), shutdown.clone());
+    let marking = upkeep::revocations::run_sweeps(node.clone(), shutdown.clone());
     shutdown.spawn("revocations", until_drain(shutdown.soft(), marking));
 }
 
@@ -263,21 +249,24 @@ async fn until_drain(drain: CancellationToken, work: impl Future<Output = ()>) {
 async fn begin(
     db: &Db,
     config: &Config,
-    issuers: &issuers::Issuers,
-) -> anyhow::Result<(domains::Domains, Vec<Arc<issuers::Follower>>)> {
+    issuers: &access::issuers::Issuers,
+) -> anyhow::Result<(
+    access::domains::Domains,
+    Vec<Arc<access::issuers::Follower>>,
+)> {
     migrate::check(db, &MIGRATIONS).await?;
     let domains = number_domains(db, config).await?;
     let mut followers = Vec::new();
     for auth_service in &config.auth_services {
         let declared = config.trust.declared();
-        let follower = issuers::Follower::new(auth_service, &domains, declared)?;
+        let follower = access::issuers::Follower::new(auth_service, &domains, declared)?;
         follower.recall(db, issuers).await?;
         followers.push(Arc::new(follower));
     }
     Ok((domains, followers))
 }
 
-async fn number_domains(db: &Db, config: &Config) -> Result<domains::Domains, DbError> {
+async fn number_domains(db: &Db, config: &Config) -> Result<access::domains::Domains, DbError> {
     let names: Vec<String> = config
         .auth_services
         .iter()
@@ -300,5 +289,5 @@ async fn number_domains(db: &Db, config: &Config) -> Result<domains::Domains, Db
             TxError::Db(error) => error,
             TxError::Rejected(never) => match never {},
         })?;
-    Ok(domains::Domains::new(numbered))
+    Ok(access::domains::Domains::new(numbered))
 }

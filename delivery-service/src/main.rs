@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use delivery_service::{Config, Listeners, MIGRATIONS, serve};
+use delivery_service::Config;
+use delivery_service::Listeners;
+use delivery_service::MIGRATIONS;
+use delivery_service::serve;
 use service_kit::{
     db::{Db, PoolOptions},
     lifecycle::{Shutdown, raise_file_limit},

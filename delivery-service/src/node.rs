@@ -6,8 +6,12 @@ use service_kit::db::Db;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    batch::Batcher, caller::Gate, config::Config, domains::Domains, error::Error, hub::Hub,
-    issuers::Issuers, prepare::Rules,
+    access::{caller::Gate, domains::Domains, issuers::Issuers},
+    config::Config,
+    error::Error,
+    hub::Hub,
+    log::batch::Batcher,
+    request::Rules,
 };
 
 /// What every call of a node needs: one pointer, since each of thousands of streams holds one. A node holds no state that another node would miss.

@@ -2,7 +2,7 @@
 
 mod naive;
 
-use delivery_service::group::*;
+use delivery_service::ordering::group::*;
 use naive::*;
 use proptest::prelude::*;
 

@@ -18,7 +18,7 @@ use chancery_proto::{
     tree::Tree,
 };
 use delivery_service::{
-    group::{Command, Commit, CommitKind, Leave, Send},
+    ordering::group::{Command, Commit, CommitKind, Leave, Send},
     store,
 };
 use naive::{DEVICES, Model, Op, hash_of, ops, user};
@@ -135,7 +135,7 @@ impl<'a> Case<'a> {
     }
 
     fn leaves_after(&self, commit: &Commit) -> Vec<u128> {
-        let number = |key: &delivery_service::group::DeviceKey| key.device.as_u128();
+        let number = |key: &delivery_service::ordering::group::DeviceKey| key.device.as_u128();
         let removed: Vec<u128> = commit.removed.iter().map(|r| number(&r.key)).collect();
         let stay = self.leaves.iter().filter(|leaf| !removed.contains(leaf));
         let mut leaves: Vec<u128> = stay.copied().collect();

@@ -10,7 +10,7 @@ use chancery_proto::{
     delivery::v1::{frame::Frame as Kind, requested::What, *},
     status::Refusal,
 };
-use delivery_service::{group::DeviceKey, store};
+use delivery_service::{ordering::group::DeviceKey, store};
 use service_kit::db::{Db, PoolOptions, TxError};
 use support::{forge::Device, *};
 use tonic::Streaming;

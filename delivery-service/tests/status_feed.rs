@@ -8,7 +8,7 @@ use std::time::Duration;
 use chancery_proto::{
     auth::v1::StatusChange, common::v1::Reason, delivery::v1::*, status::Refusal,
 };
-use delivery_service::status_feed::{Kinds, meaning::Meaning};
+use delivery_service::upkeep::status_feed::{Kinds, meaning::Meaning};
 use support::{
     forge::{Authority, Device},
     scripted_auth::{ScriptedAuth, of_device, of_user},

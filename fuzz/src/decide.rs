@@ -1,6 +1,6 @@
 //! Commands for one group, with facts that no store would give: `Group::decide` may refuse, and what it accepts fits the log.
 
-use delivery_service::group::{
+use delivery_service::ordering::group::{
     Added, Command, Commit, CommitKind, Decision, DeviceKey, ExternalJoin, Group, Head, Leave,
     Membership, Prior, Rejection, Removed, Send, Stage, settle::Reported,
 };

@@ -1,8 +1,17 @@
 //! Options about Authentication Services: where they are, and how far they are believed.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr};
 
-use crate::issuers::identity::Declared;
+/// What the operator has declared, as options of `serve`.
+#[derive(Debug, Clone, Default)]
+pub struct Declared {
+    /// Roots that may take the place of the one in use: SHA-256 of the certificates, in hex.
+    pub roots: BTreeSet<String>,
+    /// Roots that are not used, whatever was accepted before.
+    pub distrusted: BTreeSet<String>,
+    /// Token keys that may be added: RFC 7638 thumbprints.
+    pub token_keys: BTreeSet<String>,
+}
 
 /// How far Authentication Services are believed.
 #[derive(Debug, Clone, clap::Args)]

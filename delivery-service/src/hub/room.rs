@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
-use super::{
+use crate::hub::{
     Bell, GroupId, Woken, held,
     tail::{Next, Piece, Position, Tail},
 };

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::group::DeviceKey;
+use crate::ordering::group::DeviceKey;
 
 /// Bytes of frames that one group keeps for followers that are a little late; later ones read for themselves.
 const KEPT_BYTES: usize = 256 * 1024;

@@ -12,7 +12,7 @@ use chancery_proto::{
     suite::Suite,
 };
 
-use crate::group::{DeviceKey, Rejection};
+use crate::ordering::group::{DeviceKey, Rejection};
 
 /// The highest MLS epoch number that a new group may begin with: every later epoch fits a signed 64-bit integer.
 pub const FIRST_EPOCH_MAX: u64 = u32::MAX as u64;

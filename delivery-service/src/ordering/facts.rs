@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chancery_proto::chain;
 use uuid::Uuid;
 
-use crate::group::{
+use crate::ordering::group::{
     Added, Commit, CommitKind, DeviceKey, ExternalJoin, Head, Membership, Rejection, Removed,
 };
 

@@ -1,4 +1,4 @@
-//! Pure derivations around [`Group::decide`](crate::group::Group::decide), without input or output. The service, the simulation, and
+//! Pure derivations around [`Group::decide`](crate::ordering::group::Group::decide), without input or output. The service, the simulation, and
 //! the exploration run the same ones.
 //!
 //! | module | what |
@@ -8,3 +8,4 @@
 
 pub mod content;
 pub mod facts;
+pub mod group;

@@ -4,12 +4,13 @@ use chancery_proto::{common::v1::Reason, delivery::v1::*, suite};
 use service_kit::db::{Db, DbError, GenericClient};
 use tonic::Status;
 
-use super::Rpc;
 use crate::{
-    caller::Caller,
+    access::caller::Caller,
     error::{Error, status},
-    group::Stage,
-    read, store,
+    ordering::group::Stage,
+    reading::log,
+    rpc::Rpc,
+    store, wire,
 };
 
 /// Members in one part of a roster.
@@ -127,8 +128,8 @@ impl Rpc {
         caller: &Caller,
         request: &FetchTreeRequest,
     ) -> Result<TreePages, Error> {
-        let group = read::group_id(&self.node, request.group.as_ref())?;
-        let view = read::view(&self.node, caller, group).await?;
+        let group = wire::group_id(&self.node, request.group.as_ref())?;
+        let view = log::view(&self.node, caller, group).await?;
         let epoch_seq = match request.current {
             true => view.head.epoch_seq,
             false => request.epoch_seq,
@@ -156,8 +157,8 @@ impl Rpc {
         caller: &Caller,
         request: &GetGroupInfoRequest,
     ) -> Result<GetGroupInfoResponse, Error> {
-        let group = read::group_id(&self.node, request.group.as_ref())?;
-        let view = read::view(&self.node, caller, group).await?;
+        let group = wire::group_id(&self.node, request.group.as_ref())?;
+        let view = log::view(&self.node, caller, group).await?;
         if !view.member() {
             return Err(Error::no_group());
         }
@@ -186,8 +187,8 @@ impl Rpc {
         caller: &Caller,
         request: &GetGroupRequest,
     ) -> Result<Vec<GetGroupResponse>, Error> {
-        let group = read::group_id(&self.node, request.group.as_ref())?;
-        let view = read::view(&self.node, caller, group).await?;
+        let group = wire::group_id(&self.node, request.group.as_ref())?;
+        let view = log::view(&self.node, caller, group).await?;
         let at_seq = match request.at_seq {
             0 => view.head.seq,
             seq => seq,
@@ -222,7 +223,7 @@ impl Rpc {
         if answers.is_empty() {
             answers.push(GetGroupResponse::default());
         }
-        answers[0].state = Some(read::state(&self.node, &view.group, &view.head));
+        answers[0].state = Some(wire::state(&self.node, &view.group, &view.head));
         answers[0].suite = u32::try_from(created.suite).unwrap_or(0);
         let forks = store::recovery::distinct_hashes(&client, &view.group, view.head.epoch_seq)
             .await
@@ -239,15 +240,15 @@ impl Rpc {
         drop(client);
         let mut summaries = Vec::new();
         for group in groups {
-            let view = read::view(&self.node, caller, group).await?;
+            let view = log::view(&self.node, caller, group).await?;
             let Some(last) = view.intervals.last() else {
                 continue;
             };
             summaries.push(GroupSummary {
-                group: Some(read::group_ref(&self.node, &view.group)),
+                group: Some(wire::group_ref(&self.node, &view.group)),
                 state: view
                     .member()
-                    .then(|| read::state(&self.node, &view.group, &view.head)),
+                    .then(|| wire::state(&self.node, &view.group, &view.head)),
                 joined_seq: last.joined_seq,
                 removed_seq: last.removed_seq.unwrap_or(0),
                 closed: view.head.stage != Stage::Open,

@@ -18,8 +18,7 @@ use tonic::{
 };
 use tower::Service;
 
-use super::Rpc;
-use crate::{error::status, subscribe};
+use crate::{error::status, reading::subscribe, rpc::Rpc};
 
 const PATH: &str = "/chancery.delivery.v1.DeliveryService/Subscribe";
 

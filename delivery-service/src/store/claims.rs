@@ -6,12 +6,14 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Statement};
 use uuid::Uuid;
 
-use super::{
-    columns, device_key,
-    key_packages::{Stored, stored},
-    signed, unsigned,
+use crate::{
+    ordering::group::DeviceKey,
+    store::{
+        columns, device_key,
+        key_packages::{Stored, stored},
+        signed, unsigned,
+    },
 };
-use crate::group::DeviceKey;
 
 /// An answer to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]

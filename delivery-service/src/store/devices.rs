@@ -6,8 +6,10 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{columns, device_key, place_of};
-use crate::{group::DeviceKey, ordering::facts::KnownDevice};
+use crate::{
+    ordering::{facts::KnownDevice, group::DeviceKey},
+    store::{columns, device_key, place_of},
+};
 
 /// Notes a device on its first changing request; returns what is known of it (the user of the first time, never of a later one).
 pub async fn remember(

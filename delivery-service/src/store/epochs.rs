@@ -3,11 +3,13 @@
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row};
 
-use super::{
-    groups::{committer_columns, committer_of},
-    place_of, signed, unsigned,
+use crate::{
+    ordering::group::Committer,
+    store::{
+        groups::{committer_columns, committer_of},
+        place_of, signed, unsigned,
+    },
 };
-use crate::group::Committer;
 
 /// Settled epochs need no committer any more, and nothing takes them back.
 pub async fn forget_committers<C: GenericClient>(

@@ -4,8 +4,10 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{hash32, place_of, signed, unsigned};
-use crate::group::{Committer, ConfirmBy, DeviceKey, ExternalJoin, Head, Stage};
+use crate::{
+    ordering::group::{Committer, ConfirmBy, DeviceKey, ExternalJoin, Head, Stage},
+    store::{hash32, place_of, signed, unsigned},
+};
 
 fn stage_code(stage: Stage) -> i16 {
     match stage {

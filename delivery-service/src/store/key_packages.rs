@@ -4,7 +4,7 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use crate::group::DeviceKey;
+use crate::ordering::group::DeviceKey;
 
 /// A checked KeyPackage to store.
 #[derive(Debug, Clone)]

@@ -4,9 +4,10 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::groups::HeadMove;
-use super::{hash32, place_of, signed, unsigned};
-use crate::group::{DeviceKey, Prior};
+use crate::{
+    ordering::group::{DeviceKey, Prior},
+    store::{groups::HeadMove, hash32, place_of, signed, unsigned},
+};
 
 /// One row of the log.
 #[derive(Debug, Clone)]

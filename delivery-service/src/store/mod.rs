@@ -17,7 +17,7 @@ pub mod welcomes;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use crate::group::DeviceKey;
+use crate::ordering::group::DeviceKey;
 
 /// The two columns that name a device, as arrays for `unnest`.
 fn columns(devices: &[DeviceKey]) -> (Vec<i16>, Vec<Uuid>) {

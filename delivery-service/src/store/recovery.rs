@@ -4,8 +4,10 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::{device_key, signed, unsigned};
-use crate::group::DeviceKey;
+use crate::{
+    ordering::group::DeviceKey,
+    store::{device_key, signed, unsigned},
+};
 
 /// What a device says of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -85,7 +85,7 @@ pub async fn pruned_to<C: GenericClient>(client: &C, group: &[u8]) -> Result<u64
     let row = client
         .query_opt(&client.prepare_cached(sql).await?, &[&group])
         .await?;
-    Ok(row.map_or(0, |row| super::unsigned(row.get(0))))
+    Ok(row.map_or(0, |row| crate::store::unsigned(row.get(0))))
 }
 
 /// Welcomes, KeyPackages and claims that nobody can use any more.

@@ -4,8 +4,10 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::{columns, device_key};
-use crate::group::DeviceKey;
+use crate::{
+    ordering::group::DeviceKey,
+    store::{columns, device_key},
+};
 
 /// Records a revocation with the Authentication Service's signed statement, and takes the device's KeyPackages away. From COMMIT on it is refused
 /// everywhere; its groups are marked later.

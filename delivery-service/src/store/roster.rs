@@ -4,10 +4,12 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
-use super::{columns, device_key, place_of, signed, unsigned};
 use crate::{
-    group::{DeviceKey, Membership},
-    ordering::facts::Pending,
+    ordering::{
+        facts::Pending,
+        group::{DeviceKey, Membership},
+    },
+    store::{columns, device_key, place_of, signed, unsigned},
 };
 
 /// A closed or open interval in which a device may read.

@@ -4,8 +4,18 @@ use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 use uuid::Uuid;
 
-use super::{signed, unsigned};
-use crate::status_feed::Cursor;
+use crate::store::{signed, unsigned};
+
+/// Where a feed was read to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// The feed's history as the last heartbeat named it; empty before the first one.
+    pub history_id: Vec<u8>,
+    /// The last item that was applied; 0 is none.
+    pub seq: u64,
+    /// SHA-256 of that item.
+    pub item_sha256: Option<[u8; 32]>,
+}
 
 /// How far a feed was applied.
 #[derive(Debug, Clone)]

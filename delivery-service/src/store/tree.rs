@@ -9,7 +9,7 @@ use chancery_proto::tree::{Hashes, Nodes, Tree};
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::{Error, Row};
 
-use super::{signed, unsigned};
+use crate::store::{signed, unsigned};
 
 /// A node that a Commit wrote: its index, and its bytes or blank.
 pub type Node = (u32, Option<Vec<u8>>);

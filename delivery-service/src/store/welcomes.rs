@@ -3,8 +3,10 @@
 use service_kit::db::{GenericClient, Transaction};
 use tokio_postgres::Error;
 
-use super::{hash32, signed, unsigned};
-use crate::group::DeviceKey;
+use crate::{
+    ordering::group::DeviceKey,
+    store::{hash32, signed, unsigned},
+};
 
 /// An unread Welcome.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
     reason = "each test file uses a part"
 )]
 
-use delivery_service::group::*;
+use delivery_service::ordering::group::*;
 use proptest::prelude::*;
 use uuid::Uuid;
 

@@ -27,9 +27,8 @@ use chancery_proto::{
 };
 use chancery_proto::{commit_info::CommitInfo, tree::Tree};
 use delivery_service::{
-    Config, Listeners, MIGRATIONS, serve_knowing,
-    status_feed::{Cursor, Kinds},
-    store,
+    Config, Listeners, MIGRATIONS, serve_knowing, store,
+    upkeep::status_feed::{Cursor, Kinds},
 };
 use forge::{Authority, DOMAIN, Device};
 use prost::Message as _;
@@ -243,7 +242,7 @@ impl World {
         db.run_tx("revoke", move |tx| {
             Box::pin(async move {
                 let domain = store::devices::domain_id(tx, DOMAIN).await?;
-                let key = delivery_service::group::DeviceKey { domain, device: id };
+                let key = delivery_service::ordering::group::DeviceKey { domain, device: id };
                 store::revocations::revoke(tx, key, b"evidence").await?;
                 let applied = store::status_feeds::applied(tx, domain).await?.unwrap();
                 let cursor = Cursor {

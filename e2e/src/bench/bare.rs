@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{bail, ensure};
 use delivery_service::{
-    group::{ExternalJoin, Head},
+    ordering::group::{ExternalJoin, Head},
     store::{
         groups::HeadMove,
         log::{AppendMany, EntryRow},

@@ -10,7 +10,7 @@ use chancery_proto::{
     common::v1::GroupRef,
     delivery::v1::{CaughtUp, Cursor, SubscribeRequest, frame},
 };
-use delivery_service::frames;
+use delivery_service::reading::stream_body as frames;
 use prost::Message as _;
 
 use super::{

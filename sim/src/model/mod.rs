@@ -1,5 +1,5 @@
 //! Small worlds, explored completely: devices and nodes between which requests and answers are lost, doubled, delayed and overtaken, and nodes that
-//! crash between any two steps. The server's decisions are those of `delivery_service::group`, the devices' those of `client_cli::core::pending`.
+//! crash between any two steps. The server's decisions are those of `delivery_service::ordering::group`, the devices' those of `client_cli::core::pending`.
 //!
 //! | module | what |
 //! |---|---|

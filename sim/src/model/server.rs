@@ -3,11 +3,14 @@
 use chancery_proto::chain::{self, ChainInput};
 use client_cli::core::pending::Told;
 use delivery_service::{
-    group::{
-        Command, Decision, DeviceKey, ExternalJoin, Group, Head, Membership, Prior, Rejection, Send,
+    ordering::{
+        facts::{self, CommitRequest, Known, KnownDevice, Pending},
+        group::{
+            Command, Decision, DeviceKey, ExternalJoin, Group, Head, Membership, Prior, Rejection,
+            Send,
+        },
     },
-    ordering::facts::{self, CommitRequest, Known, KnownDevice, Pending},
-    read::{Span, next_span},
+    reading::log::{Span, next_span},
     store::roster::Interval,
 };
 use uuid::Uuid;

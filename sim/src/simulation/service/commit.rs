@@ -3,12 +3,12 @@
 use chancery_proto::{delivery::v1::*, group_info::GroupInfo, key_package::KeyPackage};
 use delivery_service::{
     error::status,
-    group::{Command, Decision, DeviceKey, Membership, Rejection},
     ordering::{
         content::{ExternalContent, place_of},
         facts::{self, CommitRequest, Known, KnownDevice, KnownPackage, Pending},
+        group::{Command, Decision, DeviceKey, Membership, Rejection},
     },
-    prepare::{Bundle, Prepared, PreparedCommit, TreeAfter, leaf_is_of, leaf_of, leaves_by_device},
+    request::{Bundle, Prepared, PreparedCommit, TreeAfter, leaf_is_of, leaf_of, leaves_by_device},
 };
 use uuid::Uuid;
 
@@ -230,7 +230,7 @@ impl Room {
 
     fn take(
         &mut self,
-        append: delivery_service::group::Append,
+        append: delivery_service::ordering::group::Append,
         commit: &PreparedCommit,
         known: &Known,
         request: &SubmitCommitRequest,

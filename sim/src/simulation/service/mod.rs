@@ -30,9 +30,11 @@ use chancery_proto::{
 use clap::Parser as _;
 use delivery_service::{
     config::Limits,
-    group::{Command, Committer, Decision, DeviceKey, Head, Leave, Prior, Rejection, Send},
-    ordering::content::check_creation,
-    prepare::{Rules, join_of, leaf_is_of, leaf_of},
+    ordering::{
+        content::check_creation,
+        group::{Command, Committer, Decision, DeviceKey, Head, Leave, Prior, Rejection, Send},
+    },
+    request::{Rules, join_of, leaf_is_of, leaf_of},
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};

@@ -7,7 +7,7 @@ use chancery_proto::{
     status,
     welcome::assemble,
 };
-use delivery_service::{group::Rejection, read::next_span};
+use delivery_service::{ordering::group::Rejection, reading::log::next_span};
 use tonic::Status;
 use uuid::Uuid;
 

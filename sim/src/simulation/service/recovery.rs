@@ -12,12 +12,14 @@ use chancery_proto::{
     tree::Tree,
 };
 use delivery_service::{
-    group::{
-        Group, Rejection,
-        settle::{Before, Failed, Reported},
+    ordering::{
+        content::check_repair,
+        group::{
+            Group, Rejection,
+            settle::{Before, Failed, Reported},
+        },
     },
-    ordering::content::check_repair,
-    prepare::{leaf_key_of, leaf_of},
+    request::{leaf_key_of, leaf_of},
 };
 use prost::Message as _;
 use uuid::Uuid;

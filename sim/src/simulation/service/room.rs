@@ -5,7 +5,7 @@ use chancery_proto::{
     delivery::v1::{Entry, EntryKind, Outcome, State, entry},
 };
 use delivery_service::{
-    group::{Group, Head, Membership, Prior},
+    ordering::group::{Group, Head, Membership, Prior},
     store::roster::Interval,
 };
 use sha2::{Digest as _, Sha256};
@@ -104,7 +104,7 @@ impl Room {
     pub(super) fn append(
         &mut self,
         id: &[u8],
-        append: delivery_service::group::Append,
+        append: delivery_service::ordering::group::Append,
         kind: EntryKind,
         message_id: [u8; 16],
         content_hash: [u8; 32],
