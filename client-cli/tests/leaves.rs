@@ -17,6 +17,7 @@ use client_cli::core::{
     identity::members,
     leaves,
     records::{GroupName, GroupState, Intent, Person},
+    stage,
 };
 use openmls::prelude::{
     tls_codec::{Deserialize as _, Serialize as _},
@@ -90,7 +91,7 @@ fn staged(by: &mut Member, name: &GroupName, intent: &Intent) -> Plan {
     by.step(|step, context| {
         let mut record = commit::active(step, name)?;
         let id = *Uuid::new_v4().as_bytes();
-        commit::stage(step, context, &mut record, intent, id)
+        stage::stage(step, context, &mut record, intent, id)
     })
     .unwrap()
 }

@@ -174,7 +174,7 @@ async fn serve_until_drained(
         access::clock::Clock::default(),
     );
     let node = node::Node::from(node::Parts {
-        gate: access::caller::Gate {
+        gate: access::gate::Gate {
             issuers: issuers.clone(),
             domains: domains.clone(),
             audience: format!("ds:{}", config.domain),

@@ -6,12 +6,11 @@ use service_kit::db::Db;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    access::{caller::Gate, domains::Domains, issuers::Issuers},
+    access::{domains::Domains, gate::Gate, issuers::Issuers},
     config::Config,
     error::Error,
     hub::Hub,
     log::batch::Batcher,
-    request::Rules,
 };
 
 /// What every call of a node needs: one pointer, since each of thousands of streams holds one. A node holds no state that another node would miss.
@@ -56,21 +55,6 @@ pub struct Parts {
 }
 
 impl Node {
-    /// Runs a reader of requests with what it needs to know of this node.
-    ///
-    /// # Errors
-    /// Those of the reader.
-    pub fn read_with<T>(
-        &self,
-        read: impl FnOnce(&Rules<'_>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        read(&Rules {
-            domain: &self.config.domain,
-            limits: &self.config.limits,
-            domain_id: &|domain| self.domains.id(domain),
-        })
-    }
-
     /// As [`Limits::within`](crate::config::Limits::within).
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! KeyPackage (RFC 9420 section 10), read without keys.
 
+pub use crate::leaf::LAST_RESORT;
 use crate::{
     framing::{self, WireFormat},
     hpke::{self, KeyFault},
@@ -8,9 +9,6 @@ use crate::{
     suite::Suite,
     wire::{Malformed, Read, Reader},
 };
-
-/// Extension type of a last-resort KeyPackage.
-pub const LAST_RESORT: u16 = 0x000A;
 
 /// The rule that a KeyPackage breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,9 @@ use crate::{
     wire::{Malformed, Read, Reader, Write},
 };
 
+/// Extension type of a last-resort KeyPackage.
+pub const LAST_RESORT: u16 = 0x000A;
+
 /// A credential (RFC 9420 section 5.3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {

@@ -46,6 +46,9 @@ use account::Account;
 use error::{Result, io_error};
 use folder::{SOCKET_NAME, hand_over, lock, make_dir, run_dir};
 
+/// The oldest major version that has every setting and statement we use.
+const OLDEST_MAJOR: u32 = 14;
+
 /// The superuser of a private cluster.
 pub const SUPERUSER: &str = "postgres";
 

@@ -204,7 +204,7 @@ pub struct Enroll {
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub device_name: String,
     /// How many one-time KeyPackages to publish.
-    #[arg(long, default_value_t = crate::member::enroll::KEY_PACKAGES, value_name = "N")]
+    #[arg(long, default_value_t = crate::member::stock::KEY_PACKAGES, value_name = "N")]
     pub key_packages: u32,
 }
 
@@ -224,7 +224,7 @@ pub enum Keys {
     /// Publishes one-time KeyPackages, and a last resort when there is none or it was given out.
     Publish {
         /// How many.
-        #[arg(long, default_value_t = crate::member::enroll::KEY_PACKAGES)]
+        #[arg(long, default_value_t = crate::member::stock::KEY_PACKAGES)]
         count: u32,
         /// Cipher suite (RFC 9420 section 17.1): 1, 2 or 3.
         #[arg(long, default_value = "1", value_parser = suite)]

@@ -213,3 +213,9 @@ pub(super) fn same_person(
     }
     Ok(())
 }
+
+/// The intermediates that this device knows of a leaf's domain.
+pub(super) fn intermediates(context: Context<'_>, leaf: &LeafNode) -> Vec<Vec<u8>> {
+    let person = person_of(leaf.credential(), leaf.signature_key().as_slice());
+    person.map_or_else(|_| Vec::new(), |p| context.trust.intermediates(&p.domain))
+}

@@ -9,7 +9,6 @@ use chancery_proto::{
 use openmls::prelude::{tls_codec::Deserialize as _, *};
 use prost::Message as _;
 
-pub use super::stage::stage;
 use super::{
     Context, CoreError, group,
     identity::person_of,

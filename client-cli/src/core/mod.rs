@@ -5,7 +5,8 @@
 //! | [`records`] | what is kept beside openmls' own state, in the same transaction |
 //! | [`identity`] | the device's key and certificate, the pinned roots, who a leaf is |
 //! | [`group`] | configuration, creation, the roster, the tree as nodes |
-//! | [`commit`] | which KeyPackages are added, an application message; `stage` builds the Commit of an intent |
+//! | [`commit`] | which KeyPackages are added, an application message |
+//! | [`stage`] | builds the Commit of an intent |
 //! | [`check`] | what a member refuses in a Commit |
 //! | [`leaves`] | the form of leaves, parent nodes and KeyPackages |
 //! | [`apply`] | entries of the log: process, merge, journal |
@@ -33,7 +34,7 @@ pub mod proposals;
 pub mod records;
 pub mod recovery;
 pub mod removal;
-mod stage;
+pub mod stage;
 
 use crate::store::StoreError;
 

@@ -20,7 +20,6 @@ use super::{
     identity::person_of,
     mls,
     records::{self, GroupName, GroupRecord, Intent, JournalEntry, Person},
-    stage::intermediates,
 };
 use crate::store::Step;
 
@@ -112,7 +111,7 @@ fn judge(
             let (person, _) = usable(step, context, suite, &bytes)
                 .map_err(|(_, why)| CoreError::Unusable(why))?;
             let leaf = package.leaf_node();
-            check::authority(mls_group, leaf, &intermediates(context, leaf))?;
+            check::authority(mls_group, leaf, &check::intermediates(context, leaf))?;
             let is_in = |m: Member| {
                 m.signature_key == leaf.signature_key().as_slice()
                     || *leaf.encryption_key() == m.encryption_key.into()
@@ -126,7 +125,7 @@ fn judge(
         Proposal::Update(update) => {
             let leaf = update.leaf_node();
             check::same_person(mls_group, *proposer, leaf)?;
-            check::authority(mls_group, leaf, &intermediates(context, leaf))?;
+            check::authority(mls_group, leaf, &check::intermediates(context, leaf))?;
             let twice = |m: Member| *leaf.encryption_key() == m.encryption_key.into();
             if mls_group.members().any(twice) {
                 return check::refuse("its encryption key is in the tree");

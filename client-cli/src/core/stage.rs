@@ -14,7 +14,7 @@ use super::{
     Context, CoreError, check,
     commit::{Plan, bundle_of, usable},
     group, guarded,
-    identity::{members, person_of},
+    identity::members,
     leaves, mls,
     proposals::{self, Received},
     records::{self, GroupRecord, Intent, Operation, Pending, Person},
@@ -228,7 +228,7 @@ fn packages(
             Ok((person, _)) if plan.added.contains(&person) => {}
             Ok((person, package)) => {
                 let leaf = package.leaf_node();
-                match check::authority(mls_group, leaf, &intermediates(context, leaf)) {
+                match check::authority(mls_group, leaf, &check::intermediates(context, leaf)) {
                     Ok(()) => {
                         plan.added.push(person);
                         packages.push(package);
@@ -242,12 +242,6 @@ fn packages(
     packages
 }
 
-/// The intermediates that this device knows of a leaf's domain.
-pub(super) fn intermediates(context: Context<'_>, leaf: &LeafNode) -> Vec<Vec<u8>> {
-    let person = person_of(leaf.credential(), leaf.signature_key().as_slice());
-    person.map_or_else(|_| Vec::new(), |p| context.trust.intermediates(&p.domain))
-}
-
 /// Puts into the CommitInfo what lies between new leaves and the authorities of the policy, where the policy does not list their signers themselves.
 fn carry_intermediates<'l>(
     context: Context<'_>,
@@ -258,7 +252,7 @@ fn carry_intermediates<'l>(
     let mut carried = BTreeSet::new();
     for leaf in leaves {
         if check::authority(mls_group, leaf, &[]).is_err() {
-            carried.extend(intermediates(context, leaf));
+            carried.extend(check::intermediates(context, leaf));
         }
     }
     info.put_intermediates(carried.iter().map(Vec::as_slice));

@@ -20,6 +20,7 @@ use crate::{
         pending::{self, CommitStep, Told},
         proposals,
         records::{self, Accepted, GroupName, GroupState, Intent, Operation, Pending, Person},
+        stage,
     },
     failure::Failure,
     fault,
@@ -261,7 +262,7 @@ impl Member {
         };
         self.step(|step, context| {
             let mut record = commit::active(step, name)?;
-            commit::stage(step, context, &mut record, &update, self.new_id()).map(|_| ())
+            stage::stage(step, context, &mut record, &update, self.new_id()).map(|_| ())
         })
     }
 
@@ -394,7 +395,7 @@ impl Member {
                     // Another command of this profile was faster; its Commit goes first.
                     return Ok(commit::Plan::default());
                 }
-                let plan = commit::stage(step, context, &mut record, &intent, self.new_id())?;
+                let plan = stage::stage(step, context, &mut record, &intent, self.new_id())?;
                 let left_out = |(person, why): &(Option<Person>, String)| {
                     let person = person.as_ref()?;
                     let device = (person.domain.clone(), person.device);

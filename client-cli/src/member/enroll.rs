@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Auth, Delivery, IDENTITY, META, Member, P256_KEY, fetch_intermediates, open_store};
+use super::{
+    Auth, Delivery, IDENTITY, META, Member, P256_KEY, fetch_intermediates, open_store, stock,
+};
 use crate::{
     core::{
         CoreError, group,
@@ -40,8 +42,6 @@ use crate::{
 const ENROLMENT: &[u8] = b"enrolment";
 /// SHA-256 of the invitation that made this device.
 const ENROLLED_BY: &[u8] = b"enrolled_by";
-/// One-time KeyPackages are filled up to this by default.
-pub const KEY_PACKAGES: u32 = 20;
 /// Longest lifetime that this device gives a KeyPackage: below the servers' usual limit of 90 days.
 const KEY_PACKAGE_SECONDS: i64 = 80 * 86_400;
 const PUBLISH_PART: u32 = 100;
@@ -432,7 +432,7 @@ impl Member {
         let code = u32::from(u16::from(suite));
         let own = stock.iter().find(|s| s.suite == code);
         let missing = wanted.saturating_sub(own.map_or(0, |s| s.one_time));
-        let last_resort = super::stock::needs_last_resort(own);
+        let last_resort = stock::needs_last_resort(own);
         self.publish_key_packages(suite, missing, last_resort).await
     }
 

@@ -13,10 +13,10 @@ use chancery_proto::{
 use super::{Member, commit::Tally};
 use crate::{
     core::{
-        CoreError, commit, group,
+        CoreError, group,
         outbox::{self, Outgoing},
         records::{self, GroupName, GroupRecord, GroupState, Intent, JournalEntry, Trouble},
-        recovery, removal,
+        recovery, removal, stage,
     },
     failure::Failure,
     outcomes::{Loop, Outcomes},
@@ -289,7 +289,7 @@ impl Member {
                 update: true,
                 ..Intent::default()
             };
-            commit::stage(step, context, &mut record, &update, self.new_id())?;
+            stage::stage(step, context, &mut record, &update, self.new_id())?;
             Ok(true)
         });
         // What openmls refuses is no reason to stop listening.

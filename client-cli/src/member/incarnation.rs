@@ -11,7 +11,7 @@ use openmls::prelude::Ciphersuite;
 use openmls_traits::signatures::Signer as _;
 use serde::{Deserialize, Serialize};
 
-use super::{Delivery, META, Member, enroll::KEY_PACKAGES};
+use super::{Delivery, META, Member, stock::KEY_PACKAGES};
 use crate::{core::group, failure::Failure};
 
 const INCARNATION: &[u8] = b"incarnation";

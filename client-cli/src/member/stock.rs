@@ -5,8 +5,11 @@ use chancery_proto::{
     mutants::{self, Mutant},
 };
 
-use super::{Member, enroll::KEY_PACKAGES};
+use super::Member;
 use crate::{core::group, failure::Failure};
+
+/// One-time KeyPackages are filled up to this by default.
+pub const KEY_PACKAGES: u32 = 20;
 
 /// Whether a suite wants another last resort: there is none, or it was given out. One that was is used again and again,
 /// and whoever gets it meets the same key as everybody before.

@@ -29,6 +29,7 @@ use client_cli::{
         identity::{Identity, Trust},
         join,
         records::{self, GroupName, GroupRecord, GroupState, Intent, Person},
+        stage,
     },
     store::{Step, Store},
 };
@@ -337,7 +338,7 @@ impl Log {
 pub fn stage(by: &mut Member, name: &GroupName, intent: &Intent) {
     by.step(|step, context| {
         let mut record = commit::active(step, name)?;
-        commit::stage(
+        stage::stage(
             step,
             context,
             &mut record,
@@ -412,7 +413,7 @@ pub fn other_window(by: &mut Member, log: &Log) -> Extensions<GroupContext> {
 pub fn try_stage(by: &mut Member, log: &Log, intent: &Intent) -> Result<Plan, CoreError> {
     by.step(|step, context| {
         let mut record = commit::active(step, &log.name)?;
-        commit::stage(
+        stage::stage(
             step,
             context,
             &mut record,

@@ -2,7 +2,7 @@
 //! comes with a Commit is appended with it.
 
 use chancery_proto::delivery::v1::SendMessageResponse;
-use service_kit::db::{GenericClient, Transaction, TxError};
+use service_kit::db::{Transaction, TxError};
 
 use crate::{
     access::caller::Caller,

@@ -6,6 +6,7 @@
 
 pub mod head_cache;
 pub mod notify;
+pub mod outbox;
 mod room;
 mod signal;
 mod tail;
@@ -25,7 +26,7 @@ pub use signal::{Bell, Woken};
 pub use tail::{Next, Piece, Position};
 
 use crate::{
-    hub::{head_cache::Remembered, notify::Waker},
+    hub::{head_cache::Remembered, outbox::Waker},
     ordering::group::DeviceKey,
     store::roster::DevicePulse,
 };

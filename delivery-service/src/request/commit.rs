@@ -25,7 +25,7 @@ pub async fn commit(
     caller: &Caller,
     request: &SubmitCommitRequest,
 ) -> Result<PreparedCommit, Error> {
-    let bundle = node.read_with(|rules| Bundle::read(rules, request))?;
+    let bundle = super::read_with(node, |rules| Bundle::read(rules, request))?;
     let before = Before::load(node, &bundle.group, request.epoch_seq).await?;
     let update = request.bundles.first().and_then(|b| b.tree.as_ref());
     let tree_before = before.as_ref().map(|before| &before.tree);
@@ -81,7 +81,9 @@ pub async fn commit(
         fault,
         tree,
     };
-    node.read_with(|rules| Ok(bundle.prepared(rules, (caller.key, caller.user), prepared)))
+    super::read_with(node, |rules| {
+        Ok(bundle.prepared(rules, (caller.key, caller.user), prepared))
+    })
 }
 
 /// What is stored of the epoch that a Commit was made in. An epoch never changes but by a repair, so it is read without the lock.

@@ -53,6 +53,21 @@ impl std::fmt::Debug for Rules<'_> {
     }
 }
 
+/// Runs a reader of requests with what it needs to know of this node.
+///
+/// # Errors
+/// Those of the reader.
+fn read_with<T>(
+    node: &Node,
+    read: impl FnOnce(&Rules<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    read(&Rules {
+        domain: &node.config.domain,
+        limits: &node.config.limits,
+        domain_id: &|domain| node.domains.id(domain),
+    })
+}
+
 impl Rules<'_> {
     fn group_id(&self, group: Option<&GroupRef>) -> Result<Vec<u8>, Error> {
         wire::group_of_domain(self.domain, group)

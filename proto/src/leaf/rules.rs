@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{Credential, LeafNode, Source};
+use super::{Credential, LAST_RESORT, LeafNode, Source};
 use crate::{
     hpke::{self, KeyFault},
-    key_package::LAST_RESORT,
     mutants::{self, Mutant},
     policy::POLICY_EXTENSION,
     suite::Suite,

@@ -4,10 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::OLDEST_MAJOR;
 use super::error::{LocalPostgresError, Result};
-
-/// The oldest major version that has every setting and statement we use.
-pub(super) const OLDEST_MAJOR: u32 = 14;
 
 /// Folders of distributions; a `*` stands for a version, and the newest is tried first.
 const DISTRIBUTION_DIRS: &[&str] = &[

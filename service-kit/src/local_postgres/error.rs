@@ -11,7 +11,7 @@ pub enum LocalPostgresError {
     #[error(
         "no PostgreSQL {} or newer found ({searched}). Install it (Debian, Ubuntu: `apt-get install postgresql`; Fedora: `dnf install postgresql-server`; \
          Alpine: `apk add postgresql`; Arch: `pacman -S postgresql`; macOS: `brew install postgresql`), or name its directory with --pg-bin or CHANCERY_PG_BIN",
-        super::binaries::OLDEST_MAJOR
+        super::OLDEST_MAJOR
     )]
     NotFound {
         /// The places that were looked at, in order.

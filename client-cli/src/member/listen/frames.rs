@@ -13,7 +13,7 @@ use crate::{
     },
     failure::Failure,
     member::{
-        Member, enroll,
+        Member, stock,
         welcomes::{Entered, PutAside},
     },
     outcomes::{Failed, Outcomes},
@@ -80,7 +80,7 @@ impl Member {
             frame::Frame::CaughtUp(_) => return Ok(Some(Event::CaughtUp)),
             frame::Frame::Ended(ended) => return self.ended(&ended, follower),
             frame::Frame::KeyPackageStock(_) => {
-                self.fill_key_packages(group::SUITES[0], enroll::KEY_PACKAGES)
+                self.fill_key_packages(group::SUITES[0], stock::KEY_PACKAGES)
                     .await?;
             }
             frame::Frame::Pruned(gap) => {

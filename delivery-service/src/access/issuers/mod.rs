@@ -24,7 +24,9 @@ use chancery_proto::{
 use service_kit::ops::Readiness;
 use sha2::{Digest as _, Sha256};
 
-use crate::{Config, error::Error, store::status_feeds::Root, upkeep::status_feed::Freshness};
+use crate::{
+    access::freshness::Freshness, config::Config, error::Error, store::status_feeds::Root,
+};
 pub use follower::Follower;
 
 /// What is known of one Authentication Service.

@@ -3,11 +3,10 @@
 //!
 //! Each item is verified against the accepted roots at its own time, must follow the one before ([`cursor`]), and is applied together with the cursor in
 //! one transaction. Where the feed has another past than the one that was applied, that is an alarm, and all of it is read again: what either past ended
-//! stays ended. Only a heartbeat of the present shows that nothing is missing ([`freshness`]). Any number of nodes may follow: applying twice changes
+//! stays ended. Only a heartbeat of the present shows that nothing is missing ([`crate::access::freshness`]). Any number of nodes may follow: applying twice changes
 //! nothing.
 
 pub mod cursor;
-pub mod freshness;
 mod kept;
 pub mod meaning;
 mod record;
@@ -36,6 +35,7 @@ pub use crate::store::status_feeds::Cursor;
 use crate::{
     access::{
         clock::Clock,
+        freshness::{self, Freshness},
         issuers::{Follower, Issuers},
     },
     error::Error,
@@ -43,7 +43,6 @@ use crate::{
     store,
 };
 pub use cursor::Departure;
-pub use freshness::Freshness;
 use meaning::Effect;
 pub use meaning::{Kinds, Unreadable};
 use record::record;

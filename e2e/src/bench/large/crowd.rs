@@ -14,8 +14,9 @@ use chancery_proto::delivery::v1::{
 };
 use client_cli::{
     core::{
-        self, CoreError, commit, group,
+        self, CoreError, group,
         records::{self, GroupName, Intent},
+        stage,
     },
     failure::Failure,
     member::{Audience, Delivery, Member},
@@ -120,7 +121,7 @@ pub fn update_of(
             identity: &device.identity,
             ..context
         };
-        commit::stage(step, as_device, &mut record, &update, full.new_id())?;
+        stage::stage(step, as_device, &mut record, &update, full.new_id())?;
         made = record.pending;
         Err::<(), _>(CoreError::Nothing)
     });
