@@ -62,7 +62,7 @@ mod tests {
             ],
             &["elodie@a.example"],
             &["alice", "ALICE", " alice ", "\u{ff41}lice"],
-            &["ångström", "a\u{30a}ngstro\u{308}m", "\u{212b}ngström"],
+            &["ångström", "a\u{30a}ngstro\u{308}m", "ÅNGSTRÖM"],
             &["σοφία", "ΣΟΦΊΑ"],
             &["иван", "ИВАН"],
             &["strasse"],
@@ -91,6 +91,8 @@ mod tests {
             "a\u{200b}b",
             "a\u{7}",
             "\u{feff}a",
+            // A unit's sign with a letter's look: no user name holds compatibility characters.
+            "\u{212b}ngström",
             "★",
             "🦀",
         ] {

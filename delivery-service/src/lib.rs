@@ -2,7 +2,7 @@
 //!
 //! **A request goes down**: rpc → commands | reading → request → ordering; commands append by log, and everything that
 //! is stored goes through store. Background work is in upkeep. Nothing points up; a test reads the imports
-//! (`tests/layers.rs`).
+//! (`e2e/tests/layers.rs`).
 //!
 //! | module | what it does |
 //! |---|---|

@@ -73,8 +73,14 @@ impl Two {
                     .await;
             }
             "voids" => {
-                self.sql("UPDATE epochs SET void_at = 'epoch' WHERE epoch_seq > 1")
-                    .await;
+                // More epochs of the first group than are read at once, all due before those of the second.
+                let first = hex::encode(&self.groups[0].id);
+                self.sql(&format!(
+                    "INSERT INTO epochs (group_id, epoch, epoch_seq, group_info, group_state_hash, tree_width, void_at) \
+                     SELECT '\\x{first}', 1000 + n, 1000 + n, '', '', 1, 'epoch' FROM generate_series(1, 120) AS n; \
+                     UPDATE epochs SET void_at = 'epoch'::timestamptz + interval '1 second' WHERE epoch_seq BETWEEN 2 AND 999"
+                ))
+                .await;
             }
             "revocations" => self.world.revoke(&self.devices[2]).await,
             other => panic!("what does {other} do?"),

@@ -34,7 +34,10 @@ use crate::{
     },
     reading::log,
     request::{self, PreparedInfo},
-    store::{self, recovery::Said},
+    store::{
+        self,
+        recovery::{DUE_PAGE, Said},
+    },
     wire,
 };
 
@@ -257,16 +260,25 @@ pub async fn run_voids(node: Node, shutdown: Shutdown) {
     }
 }
 
+/// Page by page, so that those that fail hold up nobody behind them.
 async fn void_due(node: &Node) -> Result<(), Error> {
-    let client = node.db.client().await?;
-    let due = store::recovery::due(&client).await.map_err(DbError::from)?;
-    drop(client);
     let mut items = Items::of("voids");
-    for (group, epoch_seq) in due {
-        let name = hex::encode(&group);
-        items.one(name, void_one(node, group, epoch_seq)).await?;
+    let mut last = None;
+    loop {
+        let client = node.db.client().await?;
+        let page = store::recovery::due(&client, last.as_ref()).await;
+        drop(client);
+        let page = page.map_err(DbError::from)?;
+        for due in &page {
+            let name = hex::encode(&due.group);
+            let voided = void_one(node, due.group.clone(), due.epoch_seq);
+            items.one(name, voided).await?;
+        }
+        match page.into_iter().nth(DUE_PAGE - 1) {
+            Some(due) => last = Some(due),
+            None => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 async fn void_one(node: &Node, group: Vec<u8>, epoch_seq: u64) -> Result<(), Error> {

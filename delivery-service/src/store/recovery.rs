@@ -1,13 +1,18 @@
 //! What members say of epochs, and epochs taken back.
 
+use std::time::SystemTime;
+
 use service_kit::db::{GenericClient, Transaction};
-use tokio_postgres::Error;
+use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use crate::{
     ordering::group::DeviceKey,
     store::{device_key, signed, unsigned},
 };
+
+/// How many due epochs are read at once.
+pub const DUE_PAGE: usize = 100;
 
 /// What a device says of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,16 +142,38 @@ pub async fn looked_at(tx: &Transaction<'_>, group: &[u8], epoch_seq: u64) -> Re
     .await
 }
 
-/// Epochs whose failures are due.
-pub async fn due<C: GenericClient>(client: &C) -> Result<Vec<(Vec<u8>, u64)>, Error> {
-    let sql = "/* recovery::due */ SELECT group_id, epoch_seq FROM epochs WHERE void_at <= now() ORDER BY void_at, group_id LIMIT 100";
+/// An epoch whose reported failures are due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// Since when.
+    pub at: SystemTime,
+    /// The group.
+    pub group: Vec<u8>,
+    /// The seq of the Commit that began the epoch.
+    pub epoch_seq: u64,
+}
+
+/// The next epochs whose failures are due after the one that is named, in a fixed order; at most [`DUE_PAGE`].
+pub async fn due<C: GenericClient>(client: &C, after: Option<&Due>) -> Result<Vec<Due>, Error> {
+    let sql = "/* recovery::due */ SELECT void_at, group_id, epoch_seq FROM epochs \
+               WHERE void_at <= now() AND ($1::timestamptz IS NULL OR (void_at, group_id, epoch_seq) > ($1, $2, $3)) \
+               ORDER BY void_at, group_id, epoch_seq LIMIT $4";
+    let at = after.map(|due| due.at);
+    let group = after.map_or(&[][..], |due| &due.group);
+    let epoch_seq = signed(after.map_or(0, |due| due.epoch_seq));
+    let limit = i64::try_from(DUE_PAGE).unwrap_or(i64::MAX);
     let rows = client
-        .query(&client.prepare_cached(sql).await?, &[])
+        .query(
+            &client.prepare_cached(sql).await?,
+            &[&at, &group, &epoch_seq, &limit],
+        )
         .await?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get(0), unsigned(row.get(1))))
-        .collect())
+    let due = |row: &Row| Due {
+        at: row.get(0),
+        group: row.get(1),
+        epoch_seq: unsigned(row.get(2)),
+    };
+    Ok(rows.iter().map(due).collect())
 }
 
 /// Users other than this one with a device that was a member before the Commit at `seq` and after it, whatever was built on it.

@@ -17,7 +17,8 @@ const GENERATION: u32 = 1;
 /// Enough for the pools of a few dozen concurrent tests.
 const MAX_CONNECTIONS: u16 = 500;
 /// `$1` is the server's home, `$2` the process to wait for where `flock` does not exist. The users' lock file is compared with what the
-/// path names now, because a server that died may have been replaced, home and all, while this watchdog waited.
+/// path names now, because a server that died may have been replaced, home and all, while this watchdog waited. The home goes in one step:
+/// who comes while it is being emptied would otherwise put a new users' lock file and a new server into it.
 const WATCHDOG: &str = r#"
 home=$1 starter=$2
 exec 9<"$home/users" || exit 0
@@ -44,7 +45,8 @@ if [ -n "$pid" ]; then
     while kill -0 "$pid" 2>/dev/null && [ "$n" -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
     kill -KILL "$pid" 2>/dev/null
 fi
-rm -rf "$home"
+gone=$home.$$
+mv "$home" "$gone" && rm -rf "$gone"
 "#;
 
 /// The shared server, as long as this process lives.
