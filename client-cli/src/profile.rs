@@ -6,7 +6,10 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use rustls_pki_types::{
+    CertificateDer,
+    pem::{self, PemObject as _},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -28,10 +31,15 @@ impl PinnedRoot {
     /// Pins the certificate of a PEM file.
     ///
     /// # Errors
-    /// No certificate in it.
+    /// [`Failure::Usage`]: it is not there, or holds no certificate.
     pub fn from_file(domain: &str, url: &str, path: &Path) -> Result<Self, Failure> {
-        let der = CertificateDer::from_pem_file(path)
-            .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+        let der = CertificateDer::from_pem_file(path).map_err(|error| {
+            let why = match error {
+                pem::Error::NoItemsFound => "holds no certificate in PEM".to_owned(),
+                other => other.to_string(),
+            };
+            Failure::Usage(format!("the root of {domain}: {}: {why}", path.display()))
+        })?;
         Ok(Self {
             domain: domain.to_owned(),
             url: url.to_owned(),
