@@ -161,12 +161,13 @@ const WRONG_INFO: &[Reason] = &[
     Reason::Malformed,
 ];
 
-/// What is put may be of an epoch that is not the current one.
+/// What is put may be of an epoch that is not the current one, or in another's name.
 const WRONG_PUT: &[Reason] = &[
     Reason::GroupInfoMismatch,
     Reason::TreeMismatch,
     Reason::Malformed,
     Reason::StaleEpoch,
+    Reason::CredentialInvalid,
 ];
 
 async fn committed_info(p: &mut Parties) -> anyhow::Result<()> {
