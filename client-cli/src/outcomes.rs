@@ -36,11 +36,13 @@ pub enum Loop {
     Mending,
     /// `listen`: what the stream brings.
     Frames,
+    /// A profile that is opened: the pinned roots of other domains.
+    Roots,
 }
 
 impl Loop {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Groups,
         Self::LostGroups,
         Self::Welcomes,
@@ -51,6 +53,7 @@ impl Loop {
         Self::Added,
         Self::Mending,
         Self::Frames,
+        Self::Roots,
     ];
 
     /// The name in answers, and of the fault point that breaks the first item ([`fault::breaks`]).
@@ -66,6 +69,7 @@ impl Loop {
             Self::Added => "added",
             Self::Mending => "mending",
             Self::Frames => "frames",
+            Self::Roots => "roots",
         }
     }
 }

@@ -7,7 +7,10 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chancery_proto::command_line;
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use rustls_pki_types::{
+    CertificateDer,
+    pem::{self, PemObject as _},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -31,11 +34,16 @@ impl PinnedRoot {
     /// Pins the certificate of a PEM file; `-` is standard input.
     ///
     /// # Errors
-    /// No certificate in it.
+    /// [`Failure::Usage`]: it is not there, or holds no certificate.
     pub fn from_file(domain: &str, url: &str, path: &Path) -> Result<Self, Failure> {
         let pem = command_line::read_text(path, PEM_BYTES)?;
-        let der = CertificateDer::from_pem_slice(pem.as_bytes())
-            .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| {
+            let why = match error {
+                pem::Error::NoItemsFound => "holds no certificate in PEM".to_owned(),
+                other => other.to_string(),
+            };
+            Failure::Usage(format!("the root of {domain}: {}: {why}", path.display()))
+        })?;
         Ok(Self {
             domain: domain.to_owned(),
             url: url.to_owned(),

@@ -364,7 +364,11 @@ fn a_proposal_that_the_server_refuses_is_given_up() {
         Ok(records::put_group(step, &record)?)
     })
     .unwrap();
-    assert!(b.record(&name).proposals.is_empty());
+    let record = b.record(&name);
+    assert!(record.proposals.is_empty());
+    // It stands in the way of nothing: not of a message in the same epoch, and not of the next Commit.
+    b.step(|step, context| commit::message(step, context, &record, [7; 16], b"all the same"))
+        .unwrap();
     let plan = try_stage(&mut b, &log, &update()).unwrap();
     assert!(plan.added.is_empty());
 }

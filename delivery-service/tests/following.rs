@@ -9,7 +9,7 @@ use chancery_proto::{
     common::v1::Reason,
     delivery::v1::{SubscribeRequest, frame::Frame as Kind, *},
 };
-use support::{Group, World, forge::Device, reason, send};
+use support::{Group, World, forge::Device, owner, reason, send};
 use tonic::Streaming;
 use uuid::Uuid;
 
@@ -99,6 +99,55 @@ async fn a_cursor_of_an_unknown_group_ends_its_own_subscription_and_no_other() {
     let message = group.message(Uuid::new_v4(), 1);
     let sent = send(&world, &devices[0], message).await.unwrap();
     assert_eq!(seqs(&mut stream).await.unwrap(), [sent.seq]);
+}
+
+/// The last entry of one group's log is gone from the table; streams that begin later, and those that are there.
+#[tokio::test]
+async fn a_group_that_cannot_be_read_ends_alone() {
+    let (world, devices, group) = group_of(1, 2).await;
+    let [a, b] = &devices[..] else { panic!() };
+    let mut broken = Group::create(&world, a).await;
+    broken.add(&world, a, &[a, b], &[b]).await;
+    let mut there = follow(&world, 0, b).await;
+    let id = hex::encode(&broken.id);
+    let sql = format!(
+        "DELETE FROM log WHERE group_id = '\\x{id}' AND seq = {}",
+        broken.seq
+    );
+    owner(&world).await.batch_execute(&sql).await.unwrap();
+
+    let request = SubscribeRequest {
+        all_groups: true,
+        ..SubscribeRequest::default()
+    };
+    let mut client = world.nodes[0].client.clone();
+    let answer = client.subscribe(world.by(b, request)).await.unwrap();
+    let mut begun = answer.into_inner();
+    let (mut ended, mut read) = (Vec::new(), Vec::new());
+    loop {
+        match next(&mut begun).await.unwrap() {
+            Kind::Ended(end) => ended.push(end),
+            Kind::Entries(entries) => read.push(entries.group.unwrap()),
+            Kind::CaughtUp(_) => break,
+            _ => {}
+        }
+    }
+    let [end] = &ended[..] else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(end.group, Some(broken.reference()));
+    // The device was added by the entry that is gone: nothing before it is for its eyes.
+    assert_eq!((end.at_seq, end.why()), (0, EndedWhy::Failed));
+    assert!(read.iter().all(|of| *of == group.reference()) && !read.is_empty());
+    // It stays quiet about the broken group whatever comes, and both streams hear of the other one.
+    for _ in 1..=2 {
+        let sent = send(&world, a, group.message(Uuid::new_v4(), 1))
+            .await
+            .unwrap();
+        for stream in [&mut begun, &mut there] {
+            assert_eq!(seqs(stream).await.unwrap(), [sent.seq]);
+        }
+    }
 }
 
 #[tokio::test]

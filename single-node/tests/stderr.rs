@@ -15,6 +15,8 @@ use service_kit::listen::ListenAddr;
 use single_node::NodeFile;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than a drain may take.
+const LAST_WAIT: Duration = Duration::from_secs(25);
 
 /// What becomes of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +132,16 @@ impl Drop for Node {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
             signal("TERM", self.child.id());
-            drop(self.child.wait());
+            let deadline = Instant::now() + LAST_WAIT;
+            while let Ok(None) = self.child.try_wait() {
+                if Instant::now() > deadline {
+                    // A node that waits for a reader of its stderr ends in no other way, and the test is to fail.
+                    drop(self.child.kill());
+                    drop(self.child.wait());
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     }
 }

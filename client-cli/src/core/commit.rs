@@ -14,6 +14,7 @@ use super::{
     identity::person_of,
     leaves, mls,
     outbox::{self, Outgoing},
+    proposals,
     records::{self, GroupName, GroupRecord, GroupState, Operation, Person},
 };
 use crate::store::Step;
@@ -130,6 +131,8 @@ pub fn message(
         )));
     }
     let mut mls_group = group::load(step, &record.name)?;
+    // openmls says nothing while its queue holds a proposal, and a Commit that was refused leaves there what stood in it.
+    proposals::hand_over(step, &mut mls_group, &[])?;
     let aad = MessageData {
         message_id: Some(message_id),
         commit_info: None,

@@ -169,6 +169,8 @@ pub fn create(
     replaces: Option<Replaces>,
 ) -> Result<GroupRecord, CoreError> {
     let suite = Ciphersuite::try_from(founding.suite).map_err(mls)?;
+    // The policy lists the authorities of every pinned domain, for good.
+    context.trust.is_whole()?;
     let policy = Policy {
         past_epochs: founding.past_epochs,
         external_join: founding.external_join,

@@ -206,12 +206,39 @@ fn person(device: DeviceCertificate) -> Person {
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     anchors: BTreeMap<String, Anchors>,
+    /// Pinned domains whose root cannot be used, and why.
+    unusable: BTreeMap<String, String>,
 }
 
 impl Trust {
     /// Pins a root for a domain.
     pub fn pin(&mut self, domain: &str, anchors: Anchors) {
         self.anchors.insert(domain.to_owned(), anchors);
+    }
+
+    /// Notes that a domain's root is pinned and cannot be used: nobody of that domain is trusted.
+    pub fn cannot_pin(&mut self, domain: &str, why: &str) {
+        self.unusable.insert(domain.to_owned(), why.to_owned());
+    }
+
+    /// That every pinned root can be used.
+    ///
+    /// # Errors
+    /// [`CoreError::Distrusted`], which names one that cannot.
+    pub fn is_whole(&self) -> Result<(), CoreError> {
+        match self.unusable.keys().next() {
+            Some(domain) => self.of(domain).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn of(&self, domain: &str) -> Result<&Anchors, CoreError> {
+        self.anchors.get(domain).ok_or_else(|| {
+            CoreError::Distrusted(match self.unusable.get(domain) {
+                Some(why) => format!("the pinned root of {domain} cannot be used: {why}"),
+                None => format!("no root is pinned for {domain}"),
+            })
+        })
     }
 
     /// The raw key that signed an item of a domain's status feed, at the item's own time (Unix seconds).
@@ -224,9 +251,7 @@ impl Trust {
         chain: &[impl AsRef<[u8]>],
         at: i64,
     ) -> Result<Vec<u8>, CoreError> {
-        self.anchors
-            .get(domain)
-            .ok_or_else(|| CoreError::Distrusted(format!("no root is pinned for {domain}")))?
+        self.of(domain)?
             .verify_status(chain, at)
             .map_err(|error| CoreError::Distrusted(error.to_string()))
     }
@@ -239,10 +264,7 @@ impl Trust {
         let der = certificate_of(credential)?;
         let read = certificate::read_device(&der)
             .map_err(|error| CoreError::Distrusted(error.to_string()))?;
-        let anchors = self.anchors.get(&read.domain).ok_or_else(|| {
-            CoreError::Distrusted(format!("no root is pinned for {}", read.domain))
-        })?;
-        anchors
+        self.of(&read.domain)?
             .verify_device(&der, at)
             .map_err(|error| CoreError::Distrusted(error.to_string()))?;
         Ok(person(read))
@@ -260,9 +282,7 @@ impl Trust {
             |error: certificate::CertificateError| CoreError::Distrusted(error.to_string());
         let der = certificate_of(credential)?;
         let read = certificate::read_device(&der).map_err(distrusted)?;
-        let anchors = self.anchors.get(&read.domain).ok_or_else(|| {
-            CoreError::Distrusted(format!("no root is pinned for {}", read.domain))
-        })?;
+        let anchors = self.of(&read.domain)?;
         Ok(person(anchors.vouched(&der).map_err(distrusted)?))
     }
 

@@ -202,6 +202,10 @@ pub async fn enroll(
     drop(store);
     fault::point("enroll-after-answer");
     let member = Member::open(folder, Profile::read(folder)?, deadline).await?;
+    // Whoever enrolls hears now of a root that cannot be used.
+    if let Some(failed) = member.take_unpinned().pop() {
+        return Err(failed.failure);
+    }
     member
         .fill_key_packages(group::SUITES[0], enrolment.key_packages)
         .await?;

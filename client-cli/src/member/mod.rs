@@ -64,6 +64,7 @@ use crate::{
         records::GroupName,
     },
     failure::Failure,
+    outcomes::{Failed, Loop},
     profile::{PinnedRoot, Profile},
     progress::{Progress, Silent},
     store::{Step, Store, rows::Traffic},
@@ -125,6 +126,8 @@ pub struct Member {
     surroundings: Arc<dyn Surroundings>,
     /// Groups whose log was read since this profile was opened.
     read: Mutex<BTreeSet<GroupName>>,
+    /// Pinned roots that could not be used.
+    unpinned: Mutex<Vec<Failed>>,
 }
 
 /// Opens the store of a folder; waits for other processes' steps at most so long.
@@ -148,7 +151,8 @@ impl Member {
     /// Opens an enrolled profile.
     ///
     /// # Errors
-    /// Not enrolled, a store that cannot be opened, or pinned roots whose certificates were never fetched and cannot be now.
+    /// Not enrolled, a store that cannot be opened, or the root of its own domain: not pinned, damaged, over, or with
+    /// certificates that were never fetched and cannot be now.
     pub async fn open(
         folder: &Path,
         profile: Profile,
@@ -190,6 +194,7 @@ impl Member {
             progress: Arc::new(Silent),
             surroundings,
             read: Mutex::default(),
+            unpinned: Mutex::default(),
         }
     }
 
@@ -279,16 +284,47 @@ impl Member {
         blocking(|| self.locked_store().step(|step| work(step, context))).map_err(Failure::Core)
     }
 
+    /// Pins what the profile names. Without its own domain's root this device can judge nobody, and every command ends
+    /// here; another domain's that cannot be used is noted, and this device trusts nobody of that domain until it can.
     async fn load_roots(&mut self) -> Result<(), Failure> {
+        let own = self.identity.person.domain.clone();
+        if self.profile.roots.iter().all(|root| root.domain != own) {
+            return Err(Failure::Profile(format!(
+                "profile.json pins no root of {own}: put its \"roots\" back from a copy, or enroll into a new folder"
+            )));
+        }
         for root in self.profile.roots.clone() {
-            let intermediates = self.intermediates(&root).await?;
-            let anchors =
-                Anchors::pinned(&root.der()?, &intermediates, self.now()).map_err(|error| {
-                    Failure::Profile(format!("the root of {}: {error}", root.domain))
-                })?;
-            self.trust.pin(&root.domain, anchors);
+            match self.anchors(&root).await {
+                Ok(anchors) => self.trust.pin(&root.domain, anchors),
+                Err(failure @ Failure::Core(CoreError::Store(_))) => return Err(failure),
+                Err(failure) if root.domain == own => return Err(failure),
+                Err(failure) => {
+                    self.trust.cannot_pin(&root.domain, &failure.to_string());
+                    self.unpinned
+                        .get_mut()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(Failed {
+                            of: Loop::Roots,
+                            item: root.domain,
+                            failure,
+                        });
+                }
+            }
         }
         Ok(())
+    }
+
+    async fn anchors(&self, root: &PinnedRoot) -> Result<Anchors, Failure> {
+        let der = root.der()?;
+        let intermediates = self.intermediates(root).await?;
+        Anchors::pinned(&der, &intermediates, self.now())
+            .map_err(|error| Failure::Profile(format!("the root of {}: {error}", root.domain)))
+    }
+
+    /// The pinned roots that could not be used when this profile was opened, once.
+    pub(crate) fn take_unpinned(&self) -> Vec<Failed> {
+        let mut unpinned = self.unpinned.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut unpinned)
     }
 
     /// What is remembered, asked for again from time to time; an Authentication Service that is down delays nothing.

@@ -99,6 +99,7 @@ impl Member {
         let joins = Box::pin(self.join_all()).await?;
         (synced.joined, synced.put_aside) = (joins.joined, joins.put_aside);
         synced.failed = joins.failed;
+        synced.failed.extend(self.take_unpinned());
         let lost = listed
             .into_iter()
             .filter(|name| !joins.waiting.contains(name));

@@ -96,7 +96,7 @@ pub async fn check_cursor<C: GenericClient>(
 }
 
 /// A group's text form.
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

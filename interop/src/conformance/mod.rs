@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`party`] | devices on the contract with mls-rs under them, and rooms that they share |
 //! | [`expect`] | what a refusal has to look like |
-//! | `epochs`, `content`, `reading`, `doors`, `key_packages` | the checks |
+//! | `epochs`, `content`, `reading`, `doors`, `key_packages`, `insiders` | the checks |
 //!
 //! A check makes a group of its own, so that one that fails says nothing about the next.
 
@@ -16,6 +16,7 @@ pub mod party;
 mod content;
 mod doors;
 mod epochs;
+mod insiders;
 mod key_packages;
 mod reading;
 
@@ -45,6 +46,7 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
         .chain(reading::CHECKS)
         .chain(doors::CHECKS)
         .chain(key_packages::CHECKS)
+        .chain(insiders::CHECKS)
 }
 
 /// What came of a check.

@@ -4,10 +4,11 @@ use anyhow::{Context as _, ensure};
 use chancery_proto::{
     chain,
     common::v1::Reason,
-    delivery::v1::{Cursor, Frame, SendMessageRequest, SubscribeRequest, frame},
+    delivery::v1::{Cursor, EndedWhy, Frame, SendMessageRequest, SubscribeRequest, frame},
     policy::Policy,
 };
 use prost::Message as _;
+use tonic::Streaming;
 
 use super::{
     Check,
@@ -51,6 +52,11 @@ pub(super) const CHECKS: &[Check] = &[
         rule: "Subscribe",
         name: "a subscription brings old entries and new ones in order",
         run: |p| Box::pin(subscription(p)),
+    },
+    Check {
+        rule: "7",
+        name: "a group that a server does not know ends alone on a subscription",
+        run: |p| Box::pin(unknown_among_others(p)),
     },
 ];
 
@@ -218,31 +224,68 @@ async fn other_chain(p: &mut Parties) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn subscription(p: &mut Parties) -> anyhow::Result<()> {
-    let group = p.two().await?;
-    let old = say(&mut p.ben, &group, "old").await?;
+/// A subscription of anna's to these groups, from their beginning.
+async fn subscribe(p: &Parties, groups: &[&[u8]]) -> anyhow::Result<Streaming<Frame>> {
+    let cursor = |group: &&[u8]| Cursor {
+        group: p.anna.group(group),
+        ..Cursor::default()
+    };
     let request = SubscribeRequest {
-        cursors: vec![Cursor {
-            group: p.anna.group(&group),
-            seq: 0,
-            chain: Vec::new().into(),
-        }],
+        cursors: groups.iter().map(cursor).collect(),
         ..SubscribeRequest::default()
     };
     let mut delivery = p.anna.device.delivery();
-    let mut frames = delivery
-        .subscribe(p.anna.device.by(request)?)
-        .await?
-        .into_inner();
+    let answer = delivery.subscribe(p.anna.device.by(request)?).await?;
+    Ok(answer.into_inner())
+}
+
+async fn next(frames: &mut Streaming<Frame>) -> anyhow::Result<Option<frame::Frame>> {
+    let next = tokio::time::timeout(std::time::Duration::from_secs(30), frames.message());
+    let frame = next.await.context("no frame in 30 s")??;
+    Ok(frame.context("the stream ended")?.frame)
+}
+
+async fn unknown_among_others(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let foreign = p.dora.create().await?;
+    let unknown = [fresh_id(), fresh_id()].concat();
+    let mut frames = subscribe(p, &[&foreign, &group, &unknown]).await?;
+    let (mut ended, mut read) = (Vec::new(), 0);
+    loop {
+        match next(&mut frames).await? {
+            Some(frame::Frame::Ended(end)) => {
+                let why = (end.why(), end.at_seq);
+                ensure!(why == (EndedWhy::Unknown, 0), "it ended with {why:?}");
+                ended.push(end.group.context("which one ended?")?.id.to_vec());
+            }
+            Some(frame::Frame::Entries(entries)) => read += entries.entries.len(),
+            Some(frame::Frame::CaughtUp(_)) => break,
+            _ => {}
+        }
+    }
+    let mut expected = [foreign, unknown];
+    expected.sort();
+    ended.sort();
+    ensure!(ended == expected, "{} groups ended", ended.len());
+    ensure!(read > 0, "nothing came of the group that there is");
+    let said = say(&mut p.ben, &group, "still here").await?;
+    loop {
+        if let Some(frame::Frame::Entries(entries)) = next(&mut frames).await? {
+            let last = entries.entries.last().map(|entry| entry.seq);
+            ensure!(last == Some(said), "{last:?} came, and {said} was said");
+            return Ok(());
+        }
+    }
+}
+
+async fn subscription(p: &mut Parties) -> anyhow::Result<()> {
+    let group = p.two().await?;
+    let old = say(&mut p.ben, &group, "old").await?;
+    let mut frames = subscribe(p, &[&group]).await?;
     let mut seqs: Vec<u64> = Vec::new();
     let mut said = false;
     while seqs.last() != Some(&(old + 1)) {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(30), frames.message());
-        let Frame { frame } = next
-            .await
-            .context("no frame in 30 s")??
-            .context("the stream ended")?;
-        match frame {
+        match next(&mut frames).await? {
             Some(frame::Frame::Entries(entries)) => {
                 seqs.extend(entries.entries.iter().map(|entry| entry.seq));
             }

@@ -1,13 +1,13 @@
 //! A group that is joined by a Welcome and followed, Commit by Commit, on our client's store.
 
 use anyhow::{Context as _, bail, ensure};
+use chancery_proto::key_package::KeyPackage;
 use client_cli::store::{Step, Store, StoreError};
 use openmls::{
     prelude::{
-        Ciphersuite, KeyPackage, KeyPackageBundle, KeyPackageIn,
-        MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY, MlsGroup, MlsGroupJoinConfig, MlsMessageBodyIn,
-        MlsMessageIn, ProcessedMessageContent, ProtocolMessage, ProtocolVersion, RatchetTreeIn,
-        StagedWelcome, tls_codec::Deserialize as _,
+        Ciphersuite, KeyPackageBundle, MIXED_CIPHERTEXT_WIRE_FORMAT_POLICY, MlsGroup,
+        MlsGroupJoinConfig, MlsMessageBodyIn, MlsMessageIn, ProcessedMessageContent,
+        ProtocolMessage, RatchetTreeIn, StagedWelcome, tls_codec::Deserialize as _,
     },
     schedule::{ExternalPsk, PreSharedKeyId, Psk},
 };
@@ -17,6 +17,8 @@ use serde_json::json;
 
 use super::{Hex, trees::suite, unsupported};
 
+const GREASE: &str =
+    "openmls 0.9.2 reads no tree with a leaf that carries an extension of a GREASE type";
 /// Past epochs whose secrets a recorded run may ask for.
 const PAST_EPOCHS: usize = 64;
 
@@ -82,8 +84,23 @@ fn protocol_message(bytes: &Hex) -> anyhow::Result<ProtocolMessage> {
     message.map_err(|error| anyhow::anyhow!("no message of a group: {error:?}"))
 }
 
-/// The KeyPackage with its private keys. openmls makes such a bundle only by itself; its storage form can be read.
-fn bundle(package: &KeyPackage, case: &Passive) -> anyhow::Result<KeyPackageBundle> {
+/// The recorded KeyPackage, with its signatures verified.
+fn key_package(case: &Passive) -> anyhow::Result<KeyPackage> {
+    let bytes = &case.key_package.0;
+    let package = KeyPackage::parse(bytes, bytes.len()).context("the KeyPackage")?;
+    ensure!(
+        package.verify() == Some(true),
+        "a signature of the KeyPackage is wrong"
+    );
+    Ok(package)
+}
+
+/// The KeyPackage with its private keys in openmls' storage form: openmls makes such a bundle only by itself. Whoever
+/// joins takes its own KeyPackage without a look at the clock or at the rules of another stack.
+fn bundle(case: &Passive) -> anyhow::Result<KeyPackageBundle> {
+    let MlsMessageBodyIn::KeyPackage(package) = body(&case.key_package)? else {
+        bail!("no KeyPackage");
+    };
     Ok(serde_json::from_value(json!({
         "key_package": package,
         "private_init_key": {"vec": case.init_priv.0},
@@ -91,24 +108,12 @@ fn bundle(package: &KeyPackage, case: &Passive) -> anyhow::Result<KeyPackageBund
     }))?)
 }
 
-fn key_package(bytes: &Hex) -> anyhow::Result<KeyPackageIn> {
-    match body(bytes)? {
-        MlsMessageBodyIn::KeyPackage(package) => Ok(package),
-        _ => bail!("no KeyPackage"),
-    }
-}
-
 fn join(step: &Step<'_>, case: &Passive) -> anyhow::Result<MlsGroup> {
     let provider = step.provider();
-    let package = key_package(&case.key_package)?;
-    let package = match package.validate(provider.crypto(), ProtocolVersion::Mls10) {
-        Ok(package) => package,
-        Err(error) => return unusable(&format!("{error:?}"), "the KeyPackage"),
-    };
-    let reference = package.hash_ref(provider.crypto())?;
-    let stored = provider
-        .storage()
-        .write_key_package(&reference, &bundle(&package, case)?);
+    let read = key_package(case)?;
+    let bundle = bundle(case)?;
+    let reference = bundle.key_package().hash_ref(provider.crypto())?;
+    let stored = provider.storage().write_key_package(&reference, &bundle);
     stored.map_err(|error| anyhow::anyhow!("{error:?}"))?;
     for secret in &case.external_psks {
         let psk = Psk::External(ExternalPsk::new(secret.psk_id.0.clone()));
@@ -129,37 +134,26 @@ fn join(step: &Step<'_>, case: &Passive) -> anyhow::Result<MlsGroup> {
         .max_past_epochs(PAST_EPOCHS)
         .number_of_resumption_psks(PAST_EPOCHS)
         .build();
-    let group = StagedWelcome::new_from_welcome(provider, &config, welcome, tree)
+    // What was recorded is judged by the rules and not by today's clock.
+    let joined = StagedWelcome::build_from_welcome(provider, &config, welcome)
+        .and_then(|builder| {
+            let builder = builder.skip_lifetime_validation();
+            match tree {
+                Some(tree) => builder.with_ratchet_tree(tree).build(),
+                None => builder.build(),
+            }
+        })
         .and_then(|staged| staged.into_group(provider));
-    let group = match group {
+    let group = match joined {
         Ok(group) => group,
-        Err(error) => return unusable(&format!("{error:?}"), "the Welcome"),
+        Err(_) if read.check_grease().is_err() => return unsupported(GREASE),
+        Err(error) => return Err(refused(&error).context("the Welcome")),
     };
     ensure!(
         group.epoch_authenticator().as_slice() == case.initial_epoch_authenticator.0,
         "initial_epoch_authenticator"
     );
     Ok(group)
-}
-
-/// What openmls refuses by a rule of its own, or of the calendar, is told apart from what it gets wrong.
-fn unusable<T>(text: &str, what: &str) -> anyhow::Result<T> {
-    for (sign, why) in [
-        (
-            "Lifetime",
-            "a lifetime that is over: play it with the clock of its day",
-        ),
-        (
-            "UnsupportedExtension",
-            "openmls 0.9.2 wants a KeyPackage's extensions in its leaf's capabilities",
-        ),
-        ("Psk", "openmls 0.9.2 joins with no PSK of another group"),
-    ] {
-        if text.contains(sign) {
-            return unsupported(why);
-        }
-    }
-    bail!("{what}: {text}")
 }
 
 fn follow(step: &Step<'_>, group: &mut MlsGroup, epoch: &Epoch) -> anyhow::Result<()> {
@@ -188,7 +182,7 @@ fn follow(step: &Step<'_>, group: &mut MlsGroup, epoch: &Epoch) -> anyhow::Resul
     Ok(())
 }
 
-/// What openmls does not have is told apart from what it gets wrong.
+/// What openmls does not have, or refuses by a rule of its own or of the calendar, is told apart from what it gets wrong.
 fn refused(error: impl std::fmt::Debug) -> anyhow::Error {
     let text = format!("{error:?}");
     for (sign, why) in [
@@ -197,6 +191,7 @@ fn refused(error: impl std::fmt::Debug) -> anyhow::Error {
             "openmls 0.9.2 takes no such proposal from an external sender",
         ),
         ("ReInit", "openmls 0.9.2 has no ReInit"),
+        ("Psk", "openmls 0.9.2 joins with no PSK of another group"),
     ] {
         if text.contains(sign) {
             return super::Unsupported(why.to_owned()).into();

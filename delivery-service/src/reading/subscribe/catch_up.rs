@@ -1,14 +1,21 @@
-//! What a stream reads for itself: many groups in a few queries, in turn with other streams.
+//! What a stream reads for itself: many groups in a few queries, in turn with other streams. Where that fails, group by
+//! group, so that only the group that cannot be read ends.
+
+use std::{fmt, panic::AssertUnwindSafe};
 
 use chancery_proto::delivery::v1::EndedWhy;
-use service_kit::db::{DbError, GenericClient};
+use futures_util::FutureExt as _;
+use service_kit::{
+    db::{DbError, GenericClient},
+    items::{ItemError, Items},
+};
 
 use crate::{
     error::Error,
     hub::GroupId,
     ordering::group::Stage,
     reading::{
-        log::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Next, Span},
+        log::{self, FRAME_BYTES, INLINE_PAYLOAD_BYTES, Next, Span, hex},
         subscribe::{Stream, revoked},
     },
     store::{
@@ -43,8 +50,25 @@ pub(super) struct Read {
 pub(super) struct ReadPart {
     /// Of those that the device may read.
     pub(super) reads: Vec<Read>,
-    /// The others: there is no such group, or the device was never in it.
+    /// There is no such group, or the device was never in it.
     pub(super) unknown: Vec<GroupId>,
+    /// Those that cannot be read.
+    pub(super) failed: Vec<GroupId>,
+}
+
+/// Why a group could not be read. A refusal is this stream's answer and ends it, as the contract says.
+struct Unread(Error);
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl ItemError for Unread {
+    fn is_shared(&self) -> bool {
+        matches!(self.0, Error::Refused { .. }) || self.0.is_shared()
+    }
 }
 
 /// Why a group ended for a device, if it did, and with which entry.
@@ -65,6 +89,34 @@ impl Stream {
     /// Reads what comes next in each of some groups.
     pub(super) async fn read(&self, part: Vec<GroupId>) -> Result<ReadPart, Error> {
         let _turn = self.turn().await;
+        let together = self
+            .read_together(part.clone())
+            .map(|done| done.map_err(Unread));
+        match AssertUnwindSafe(together).catch_unwind().await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) if error.is_shared() => Err(error.0),
+            Ok(Err(_)) | Err(_) => self.read_one_by_one(part).await,
+        }
+    }
+
+    async fn read_one_by_one(&self, part: Vec<GroupId>) -> Result<ReadPart, Error> {
+        let mut done = ReadPart::default();
+        let mut items = Items::of("streams");
+        for group in part {
+            let alone = self.read_together(vec![group.clone()]);
+            let alone = alone.map(|read| read.map_err(Unread));
+            match items.one(hex(&group), alone).await.map_err(|e| e.0)? {
+                Some(read) => {
+                    done.reads.extend(read.reads);
+                    done.unknown.extend(read.unknown);
+                }
+                None => done.failed.push(group),
+            }
+        }
+        Ok(done)
+    }
+
+    async fn read_together(&self, part: Vec<GroupId>) -> Result<ReadPart, Error> {
         let client = self.node.db.client().await?;
         let ids: Vec<&[u8]> = part.iter().map(|group| &**group).collect();
         // The heads first, as in `log::view`.

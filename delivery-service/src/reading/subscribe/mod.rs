@@ -49,6 +49,8 @@ struct Reader {
     chain: Option<[u8; 32]>,
     /// `Ended` was sent; a later join goes on from there.
     ended: bool,
+    /// It could not be read: this stream sends nothing more of it.
+    failed: bool,
     /// It is a member and has read everything: what is shared of the group is for it.
     follows: bool,
     /// It waits to be read.
@@ -127,6 +129,7 @@ impl Stream {
             after,
             chain,
             ended: false,
+            failed: false,
             follows: false,
             due: false,
         };
@@ -137,6 +140,7 @@ impl Stream {
     /// A group is to be read.
     fn look_at(&mut self, group: &GroupId) {
         if let Some(reader) = self.readers.get_mut(group)
+            && !reader.failed
             && !std::mem::replace(&mut reader.due, true)
         {
             reader.follows = false;
@@ -323,6 +327,9 @@ impl Stream {
             for group in part.unknown {
                 self.unknown(&group).await;
             }
+            for group in part.failed {
+                self.failed(&group).await;
+            }
             for read in part.reads {
                 self.step(read).await?;
             }
@@ -340,6 +347,19 @@ impl Stream {
                 group: Some(wire::group_ref(&self.node, group)),
                 at_seq: 0,
                 why: EndedWhy::Unknown.into(),
+            };
+            self.send(frame::Frame::Ended(ended)).await;
+        }
+    }
+
+    /// A group that this node cannot read: it ends on this stream, and no other one does.
+    async fn failed(&mut self, group: &GroupId) {
+        if let Some(reader) = self.readers.get_mut(group) {
+            reader.failed = true;
+            let ended = Ended {
+                group: Some(wire::group_ref(&self.node, group)),
+                at_seq: reader.after,
+                why: EndedWhy::Failed.into(),
             };
             self.send(frame::Frame::Ended(ended)).await;
         }
