@@ -33,13 +33,24 @@ use super::*;
 impl Actor {
     async fn plan(&self, kind: Kind) -> anyhow::Result<Plan> {
         let mut plan = Plan::default();
+        let adds = matches!(
+            kind,
+            Kind::CommitOtherUser
+                | Kind::WelcomeSpoilt
+                | Kind::WelcomeNone
+                | Kind::WelcomeOther
+                | Kind::WelcomeSuite
+                | Kind::GhostLeaf
+        );
+        anyhow::ensure!(!adds || !self.is_in(&self.newcomer), "nobody to add");
         match kind {
             Kind::CommitPsk => plan.psk = true,
             Kind::CommitRemovesMore => plan.remove.push(self.victim.clone()),
             Kind::CommitOtherUser
             | Kind::WelcomeSpoilt
             | Kind::WelcomeNone
-            | Kind::WelcomeOther => plan.add.push(self.newcomers_package().await?),
+            | Kind::WelcomeOther
+            | Kind::WelcomeSuite => plan.add.push(self.newcomers_package().await?),
             Kind::GhostLeaf => plan.add.push(self.ghost()?),
             _ => {}
         }
@@ -82,7 +93,7 @@ impl Actor {
             }
             Kind::CommitSeenAhead => info.seen_seq += 5,
             Kind::CommitSeenOther => info.seen_chain = [7; 32],
-            Kind::CommitUnknownProposal => info.proposals.push(info.seen_seq),
+            Kind::CommitUnknownProposal => info.proposals.push(info.seen_seq + 1_000),
             _ => {}
         }
     }
@@ -236,8 +247,8 @@ impl Actor {
                 let mut update = nodes;
                 if kind == Kind::TreeForeign {
                     update.nodes.push(TreeNode {
-                        index: 4 * width - 2,
-                        node: Some(vec![1, 1, 0xff, 0xff].into()),
+                        index: foreign_place(width),
+                        node: Some(FOREIGN.to_vec().into()),
                     });
                 }
                 let hash = foreign_hash(&tree, kind, width)?;
@@ -252,6 +263,11 @@ impl Actor {
             Kind::WelcomeSpoilt => {
                 let mut welcome = cut(bundle)?;
                 spoil_last(&mut welcome.secrets[0].1);
+                put_welcome(bundle, &welcome);
+            }
+            Kind::WelcomeSuite => {
+                let mut welcome = cut(bundle)?;
+                welcome.suite = 3;
                 put_welcome(bundle, &welcome);
             }
             Kind::WelcomeNone => bundle.welcomes.clear(),
@@ -281,13 +297,21 @@ impl Actor {
     }
 }
 
-/// The hash of a tree that is twice as wide as one of `width` leaves; with a node in its last place that is none.
+/// It begins as a parent node does, and is none.
+const FOREIGN: [u8; 4] = [1, 2, 0xff, 0xff];
+
+/// The parent of all that a tree of `width` leaves gains when it becomes twice as wide.
+const fn foreign_place(width: u32) -> u32 {
+    3 * width - 1
+}
+
+/// The hash of a tree that is twice as wide as one of `width` leaves; with a node that is none.
 fn foreign_hash(tree: &Tree, kind: Kind, width: u32) -> anyhow::Result<Vec<u8>> {
     let suite = Suite::from_code(u16::from(group::SUITES[0])).context("suite")?;
     let mut tree = tree.clone();
     if kind == Kind::TreeForeign {
         // Where even this reader of trees takes no such node, nobody does, and its hash does not matter.
-        let _nowhere = tree.set(4 * width - 2, Some(&[1, 1, 0xff, 0xff]));
+        let _nowhere = tree.set(foreign_place(width), Some(&FOREIGN));
     }
     Ok(tree.hash(suite))
 }
