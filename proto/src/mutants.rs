@@ -46,6 +46,8 @@ pub enum Mutant {
     ProposalConflictsKept,
     /// The client builds its Commit from the same proposals again after the server refused it.
     RefusedProposalsKept,
+    /// Proposals of a Commit that the server refused stay in openmls' queue, where no message is framed beside them.
+    ProposalsStayQueued,
     /// A device that comes back from outside takes any policy that the GroupInfo says.
     ReturnPolicyUnchecked,
     /// The client takes the member that is at a leaf in the current tree for the sender of an earlier epoch's message.
@@ -118,6 +120,7 @@ impl Mutant {
         Self::ProposalsUnjudged,
         Self::ProposalConflictsKept,
         Self::RefusedProposalsKept,
+        Self::ProposalsStayQueued,
         Self::ReturnPolicyUnchecked,
         Self::SenderByCurrentLeaf,
         Self::ForeignAuthorityTaken,

@@ -15,6 +15,7 @@ use super::{
     identity::person_of,
     leaves, mls,
     outbox::{self, Outgoing},
+    proposals,
     records::{self, GroupName, GroupRecord, GroupState, Operation, Person},
 };
 use crate::store::Step;
@@ -131,6 +132,10 @@ pub fn message(
         )));
     }
     let mut mls_group = group::load(step, &record.name)?;
+    // A Commit that the server refused leaves its proposals in openmls' queue, and openmls frames no message beside them.
+    if !mutants::is_on(Mutant::ProposalsStayQueued) {
+        proposals::hand_over(step, &mut mls_group, &[])?;
+    }
     let aad = MessageData {
         message_id: Some(message_id),
         commit_info: None,

@@ -13,6 +13,8 @@ pub enum Class {
     Misattributed,
     /// The state of an honest member holds a leaf in the name of a device that has another key.
     Impostor,
+    /// An honest member merged a Commit that all of them must refuse.
+    Merged,
     /// What an honest device does every day does not succeed within the attempts that it has.
     Stuck,
     /// A Commit that nobody can use stands.
@@ -31,12 +33,13 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Answer,
         Self::Unnamed,
         Self::HonestBlamed,
         Self::Misattributed,
         Self::Impostor,
+        Self::Merged,
         Self::Stuck,
         Self::NotTakenBack,
         Self::Disagreeing,
@@ -59,6 +62,7 @@ impl Class {
             | Self::StillIn
             | Self::Evicted
             | Self::LeftOut => "bricked",
+            Self::Merged => "merged",
             Self::Resold => "resold",
         }
     }

@@ -227,6 +227,20 @@ impl Kind {
         )
     }
 
+    /// Whether every honest member must refuse it where the service takes it: a Commit that lies, or that nobody can open.
+    pub fn is_bad_commit(self) -> bool {
+        matches!(
+            self,
+            Self::CommitGarbage
+                | Self::CommitPsk
+                | Self::CommitWindow
+                | Self::CommitRemovesMore
+                | Self::CommitRemovesLess
+                | Self::CommitOtherUser
+                | Self::GhostLeaf
+        )
+    }
+
     /// What is wrong with an answer of the service, where something is: `None` for an accepted object, or the refusal's reason.
     pub fn wrong_answer(self, refused: Option<Option<Reason>>) -> Option<String> {
         let by_circumstance = |reason: Option<Reason>| {

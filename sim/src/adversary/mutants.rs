@@ -69,13 +69,14 @@ pub const HUNTS: &[Hunt] = &[
     hunt(&[ProposalsUnjudged], "proposal: ", Unnamed, 12, LONG),
     hunt(&[ProposalConflictsKept], "proposal: ", Stuck, 24, LONG),
     hunt(&[RefusedProposalsKept], "proposal: an Add by a KeyPackage", Stuck, 6, LONG),
+    hunt(&[ProposalsStayQueued], "proposal: an Add by a KeyPackage", Stuck, 24, LONG),
     // The own Commit is looked at for what was not judged when it came, and the service refuses another policy too.
     hunt(&[OwnCommitUnchecked, ProposalsUnjudged, ServerTakesChangedPolicy], "proposal: GroupContextExtensions", HonestBlamed, 12, LONG),
     // The service stores no GroupInfo of another policy, so that nobody meets one.
     hunt(&[ReturnPolicyUnchecked, ServerTakesChangedPolicy], "PutGroupInfo: another policy", HonestBlamed, 12, LONG),
     hunt(&[SenderByCurrentLeaf], "message: framed at a leaf", Misattributed, 4, LONG),
     // The service takes no added leaf that no KeyPackage of its stock has.
-    hunt(&[ForeignAuthorityTaken, AddedLeafUncompared], "leaf: ", Impostor, 6, LONG),
+    hunt(&[ForeignAuthorityTaken, AddedLeafUncompared], "leaf: ", Merged, 6, LONG),
     hunt(&[UnverifiedLeafSilences, ForeignAuthorityTaken, AddedLeafUncompared], "leaf: ", Stuck, 6, LONG),
     hunt(&[LeavingStays], "leave: ", StillIn, 6, LONG),
     hunt(&[UnusableWelcomeKept], "Welcome: garbage", Stuck, 8, LONG),

@@ -24,6 +24,7 @@ pub(super) fn judge(world: &mut World) {
     let judged = [
         (Class::Disagreeing, agreement(world)),
         (Class::StillIn, offenders(world)),
+        (Class::Stuck, of_each(world, unread_welcomes)),
         (Class::Misattributed, of_each(world, attribution)),
         (Class::HonestBlamed, blame(world)),
         (Class::HonestBlamed, of_each(world, accusations)),
@@ -34,7 +35,7 @@ pub(super) fn judge(world: &mut World) {
             world.wrong(class, text);
         }
     }
-    world.look_for_impostors();
+    world.look_at_states();
 }
 
 fn of_each(world: &World, judge: impl Fn(&World, usize) -> Vec<String>) -> Vec<String> {
@@ -42,11 +43,13 @@ fn of_each(world: &World, judge: impl Fn(&World, usize) -> Vec<String>) -> Vec<S
 }
 
 impl World {
-    /// Each leaf that an honest member's state holds has the key of the device that it names.
-    pub(super) fn look_for_impostors(&mut self) {
-        let found: Vec<String> = HONEST_ONES.into_iter().flat_map(|n| impostors(self, n)).collect();
-        for text in found {
+    /// Each leaf that an honest member's state holds has the key of the device that it names, and no honest member merged what all must refuse.
+    pub(super) fn look_at_states(&mut self) {
+        for text in of_each(self, impostors) {
             self.wrong(Class::Impostor, text);
+        }
+        for text in of_each(self, merged) {
+            self.wrong(Class::Merged, text);
         }
     }
 }
@@ -228,4 +231,27 @@ fn unnamed(world: &World, n: usize) -> Vec<String> {
         (!named).then(|| format!("{n} at {}: {}: {:?}", entry.seq, kind.name(), entry.note))
     });
     unnamed.collect()
+}
+
+/// Commits that every member must refuse, and that this one merged.
+fn merged(world: &World, n: usize) -> Vec<String> {
+    if world.bad_commits.is_empty() {
+        return Vec::new();
+    }
+    let journal = journal(world, n);
+    let merged = journal.iter().filter_map(|entry| {
+        let kind = world.bad_commits.get(&entry.seq)?;
+        let used = entry.skipped.is_none() && !is_taken_back(entry);
+        used.then(|| format!("{n} merged at {}: {}", entry.seq, kind.name()))
+    });
+    merged.collect()
+}
+
+/// Welcomes that a device met again and again, and neither used nor put aside.
+fn unread_welcomes(world: &World, n: usize) -> Vec<String> {
+    let waiting = world.service.welcomes(world.devices[n].who);
+    let waiting = waiting.into_iter();
+    waiting
+        .map(|welcome| format!("{n} has a Welcome at {} that it neither uses nor puts aside", welcome.seq))
+        .collect()
 }

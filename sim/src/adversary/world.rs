@@ -76,6 +76,8 @@ pub(super) struct World {
     pub(super) texts_before_the_end: u64,
     /// Where proposals stand that no honest member commits.
     pub(super) bad_proposals: BTreeMap<u64, Kind>,
+    /// Where Commits stand that every honest member refuses.
+    pub(super) bad_commits: BTreeMap<u64, Kind>,
     pub(super) outcome: Outcome,
     pub(super) end: End,
 }
@@ -125,6 +127,7 @@ impl World {
             texts: 0,
             texts_before_the_end: 0,
             bad_proposals: BTreeMap::new(),
+            bad_commits: BTreeMap::new(),
             outcome: Outcome::default(),
             end,
         };
@@ -211,7 +214,7 @@ impl World {
                 _ => Daily::Add(SECOND),
             };
             self.must(n, daily).await;
-            self.look_for_impostors();
+            self.look_at_states();
             if over(self) {
                 return Ok(());
             }
@@ -244,6 +247,9 @@ impl World {
             return;
         };
         self.outcome.accepted += 1;
+        if kind.is_bad_commit() {
+            self.bad_commits.extend(seqs.iter().map(|seq| (*seq, kind)));
+        }
         if matches!(kind, Kind::CommitGarbage | Kind::PutAloneGarbage) {
             for seq in &seqs {
                 self.is_taken_back(*seq).await;

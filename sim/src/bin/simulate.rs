@@ -2,6 +2,7 @@
 
 use std::{io::Write as _, process::ExitCode, time::Instant};
 
+use chancery_proto::mutants::{self, Mutant};
 use clap::Parser;
 use sim::{
     adversary::{self, grammar::Kind},
@@ -24,6 +25,9 @@ struct Cli {
     /// With `--adversary`: only objects whose name holds this text; with `--mutants`: only mutants.
     #[arg(long)]
     kind: Option<String>,
+    /// With `--adversary`: these repairs are undone, by their names in `proto/src/mutants.rs`.
+    #[arg(long, value_delimiter = ',')]
+    undo: Vec<String>,
     /// Undoes single repairs, and lets the adversary find each of them.
     #[arg(long)]
     mutants: bool,
@@ -99,6 +103,10 @@ fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
     if cli.kind.is_some() && kinds.is_empty() {
         anyhow::bail!("no kind of object has such a name");
     }
+    let named = |mutant: &&Mutant| cli.undo.iter().any(|name| *name == format!("{mutant:?}"));
+    let undone: Vec<Mutant> = Mutant::ALL.iter().filter(named).copied().collect();
+    anyhow::ensure!(undone.len() == cli.undo.len(), "no mutant has such a name");
+    mutants::set_all(&undone);
     let mut sums = adversary::Sums::default();
     for seed in cli.first..cli.first + cli.seeds {
         let place = usize::try_from(seed)?.checked_rem(kinds.len());

@@ -81,6 +81,19 @@ impl Actor {
         Ok(request)
     }
 
+    /// A spoilt Commit that says its whole tree, whatever tree the service has.
+    pub(super) async fn garbage_with_its_tree(&self) -> anyhow::Result<SubmitCommitRequest> {
+        let mut request = self.commit(Kind::CommitGarbage).await?;
+        let before = self.craft(|step, _| {
+            let mls = group::load(step, &self.group)?;
+            group::tree_of(&mls.export_ratchet_tree())
+        })?;
+        let bundle = request.bundles.first_mut().context("no bundle")?;
+        let update = bundle.tree.as_ref().context("no tree")?;
+        bundle.tree = Some(craft::updated(&before, update)?.to_update());
+        Ok(request)
+    }
+
     fn lie(&self, kind: Kind, info: &mut CommitInfo) {
         let victim = members(vec![self.victim.clone()]);
         match kind {

@@ -175,7 +175,7 @@ impl Actor {
             }
             Kind::PutAloneGarbage => {
                 let put = self.put(Kind::PutAlone).await?;
-                let spoilt = self.submit(self.commit(Kind::CommitGarbage).await?).await;
+                let spoilt = self.submit(self.garbage_with_its_tree().await?).await;
                 put.and(spoilt)
             }
             Kind::CommitLeaverStays => {
