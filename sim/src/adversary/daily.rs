@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     fault::Class,
-    world::{NEWCOMER, World},
+    world::{HONEST_ONES, NEWCOMER, World},
 };
 
 /// Attempts in which what an honest device does must succeed.
@@ -40,7 +40,10 @@ impl World {
             }
             self.tell(format!("{n}: {what:?} ended with {last}"));
             tokio::time::sleep(Duration::from_secs(PAUSE)).await;
-            self.syncs(n, false).await;
+            // A Commit is taken back on the word of two people: the others are online too.
+            for honest in HONEST_ONES {
+                self.syncs(honest, false).await;
+            }
         }
         let text = format!("{n} tried {what:?} {ATTEMPTS} times: {last}");
         self.wrong(Class::Stuck, text);

@@ -129,6 +129,8 @@ kinds! {
     CommitSeenOther: "Commit: has seen another log" => Refused(Reason::HistoryChanged),
     CommitUnknownProposal: "Commit: takes a proposal that nobody sent" => Refused(Reason::CommitInfoInvalid),
     CommitRepeated: "Commit: the same id with other bytes" => Refused(Reason::MessageIdReused),
+    CommitHalfPath: "Commit: half of the path secrets are encrypted to nobody" => Taken,
+    CommitLowOrder: "Commit: a key of its path is of low order" => Either,
     CommitLeaverStays: "Commit: leaves somebody in who asked to leave" => Refused(Reason::PendingRemoval),
     InfoSpoilt: "GroupInfo: a spoilt signature" => Refused(Reason::GroupInfoMismatch),
     InfoSigner: "GroupInfo: another member's place" => Refused(Reason::GroupInfoMismatch),
@@ -143,6 +145,7 @@ kinds! {
     WelcomeNone: "Welcome: none for the added device" => Refused(Reason::WelcomeMismatch),
     WelcomeOther: "Welcome: for another device" => Either,
     WelcomeSuite: "Welcome: of another suite" => Refused(Reason::WelcomeMismatch),
+    WelcomeSwapped: "Welcome: the secrets of two joiners are swapped" => Taken,
     WelcomeElsewhere: "Welcome: garbage, into a group of the hostile member's own" => Taken,
     GhostLeaf: "leaf: a self-made certificate in somebody's name" => Refused(Reason::TreeMismatch),
     ExternalOther: "external Commit: removes an honest member" => Refused(Reason::CommitInfoInvalid),
@@ -172,6 +175,7 @@ kinds! {
     MessageMoved: "message: framed at a leaf that another device has when it comes" => Taken,
     ServiceReplaysLeave: "service: repeats a leave request of an earlier membership" => Taken,
     ServiceForgets: "service: forgets a group, as after a restore" => Taken,
+    ServiceForgetsTree: "service: has a Welcome and not its tree" => Taken,
     ServiceWithholdsPackages: "service: gives out no KeyPackage of a device" => Taken,
     ServiceSwapsPackage: "service: gives out a bent KeyPackage of one of two devices" => Taken,
     ServiceSellsAgain: "service: gives out KeyPackages again after a restore" => Taken,
@@ -187,6 +191,7 @@ impl Kind {
         match self {
             Self::ServiceReplaysLeave
             | Self::ServiceForgets
+            | Self::ServiceForgetsTree
             | Self::ServiceWithholdsPackages
             | Self::ServiceSwapsPackage
             | Self::ServiceSellsAgain
@@ -236,6 +241,7 @@ impl Kind {
                 | Self::CommitWindow
                 | Self::CommitRemovesMore
                 | Self::CommitRemovesLess
+                | Self::CommitLowOrder
                 | Self::CommitOtherUser
                 | Self::GhostLeaf
         )
@@ -243,9 +249,8 @@ impl Kind {
 
     /// What is wrong with an answer of the service, where something is: `None` for an accepted object, or the refusal's reason.
     pub fn wrong_answer(self, refused: Option<Option<Reason>>) -> Option<String> {
-        let by_circumstance = |reason: Option<Reason>| {
-            reason.is_some_and(|reason| CIRCUMSTANCES.contains(&reason))
-        };
+        let by_circumstance =
+            |reason: Option<Reason>| reason.is_some_and(|reason| CIRCUMSTANCES.contains(&reason));
         match (self.expected(), refused) {
             (Either, _) | (Taken, None) => None,
             (Refused(reason), None) => Some(format!("taken, and not refused with {reason:?}")),

@@ -10,7 +10,7 @@
 //! | `daily` | what honest devices do every day, which must succeed meanwhile |
 //! | [`actor`] | the hostile member |
 //! | `service` | the hostile Delivery Service |
-//! | `craft`, `ghost` | bytes that the member signs |
+//! | `craft`, `ghost`, `hand` | bytes that the member signs, and its false hand |
 //! | `verdict`, [`fault`] | what must be true afterwards |
 //! | [`mutants`] | repairs undone, which must be found |
 
@@ -20,6 +20,7 @@ mod daily;
 pub mod fault;
 mod ghost;
 pub mod grammar;
+mod hand;
 pub mod mutants;
 mod service;
 mod verdict;
@@ -58,11 +59,11 @@ impl Outcome {
     }
 }
 
-/// Plays one seed; with `only` every object is of this kind.
+/// Plays one seed. The objects are of `only` these kinds, in turn; where there are none, of kinds that the seed draws.
 ///
 /// # Errors
 /// The simulation itself cannot go on; what must not be is in the [`Outcome`].
-pub fn play(seed: u64, only: Option<Kind>) -> anyhow::Result<Outcome> {
+pub fn play(seed: u64, only: &[Kind]) -> anyhow::Result<Outcome> {
     play_until(seed, only, None)
 }
 
@@ -70,7 +71,7 @@ pub fn play(seed: u64, only: Option<Kind>) -> anyhow::Result<Outcome> {
 ///
 /// # Errors
 /// See [`play`].
-fn play_until(seed: u64, only: Option<Kind>, until: Option<Class>) -> anyhow::Result<Outcome> {
+fn play_until(seed: u64, only: &[Kind], until: Option<Class>) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

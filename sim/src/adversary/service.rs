@@ -24,6 +24,7 @@ impl World {
         match kind {
             Kind::ServiceReplaysLeave => self.repeats_a_leave_request().await?,
             Kind::ServiceForgets => self.forgets_a_group().await?,
+            Kind::ServiceForgetsTree => self.forgets_a_tree().await?,
             Kind::ServiceWithholdsPackages => self.withholds_packages().await?,
             Kind::ServiceSwapsPackage => self.swaps_a_package(actor).await?,
             Kind::ServiceSellsAgain => self.sells_again().await,
@@ -44,7 +45,10 @@ impl World {
         self.syncs(VICTIM, false).await;
         let device = self.devices[VICTIM].who.device;
         let group = self.group.id.clone();
-        ensure!(self.service.repeat_leave_request(&group, device), "no request");
+        ensure!(
+            self.service.repeat_leave_request(&group, device),
+            "no request"
+        );
         self.syncs(0, false).await;
         self.must(0, Daily::Say).await;
         if !self.in_roster(VICTIM) {
@@ -73,9 +77,34 @@ impl World {
         Ok(())
     }
 
+    /// A device is welcomed into a group whose tree cannot be had.
+    async fn forgets_a_tree(&mut self) -> anyhow::Result<()> {
+        let founding = Founding::default();
+        let other = self.members[0].create_group(founding, None).await?.group;
+        let newcomer = self.name(NEWCOMER);
+        self.members[0].add(&other, &[newcomer]).await?;
+        self.service.forget_trees(&other.id);
+        for _ in 0..2 {
+            self.syncs(NEWCOMER, false).await;
+        }
+        let waiting = self.service.welcomes(self.devices[NEWCOMER].who);
+        if waiting
+            .iter()
+            .any(|welcome| welcome.group == Some(other.to_ref()))
+        {
+            let text = format!("{NEWCOMER} neither uses nor puts aside a Welcome without a tree");
+            self.wrong(Class::Stuck, text);
+        }
+        self.service.forget(&other.id);
+        Ok(())
+    }
+
     /// A device that is to be added has no KeyPackage, and then it has.
     async fn withholds_packages(&mut self) -> anyhow::Result<()> {
-        ensure!(self.in_roster(0) && !self.in_roster(NEWCOMER), "nobody to add");
+        ensure!(
+            self.in_roster(0) && !self.in_roster(NEWCOMER),
+            "nobody to add"
+        );
         let (device, name) = (self.devices[NEWCOMER].who.device, self.name(NEWCOMER));
         self.syncs(0, false).await;
         self.service.withhold_packages(device, true);
@@ -93,7 +122,10 @@ impl World {
             self.must(0, Daily::Say).await;
         }
         if self.in_roster(0) && !self.in_roster(NEWCOMER) {
-            self.wrong(Class::LeftOut, format!("{NEWCOMER} {why}, and never comes in"));
+            self.wrong(
+                Class::LeftOut,
+                format!("{NEWCOMER} {why}, and never comes in"),
+            );
         }
     }
 
@@ -132,7 +164,10 @@ impl World {
 
     /// A device that lost its state is added again, and its Welcome comes when it has read the log.
     async fn withholds_a_welcome(&mut self) -> anyhow::Result<()> {
-        ensure!(self.in_roster(0) && self.in_roster(VICTIM), "the victim is out");
+        ensure!(
+            self.in_roster(0) && self.in_roster(VICTIM),
+            "the victim is out"
+        );
         let device = self.devices[VICTIM].who.device;
         self.members[VICTIM].step(|step, _| {
             records::change(step, &self.group, |record| {

@@ -39,7 +39,10 @@ pub(super) fn judge(world: &mut World) {
 }
 
 fn of_each(world: &World, judge: impl Fn(&World, usize) -> Vec<String>) -> Vec<String> {
-    HONEST_ONES.into_iter().flat_map(|n| judge(world, n)).collect()
+    HONEST_ONES
+        .into_iter()
+        .flat_map(|n| judge(world, n))
+        .collect()
 }
 
 impl World {
@@ -209,7 +212,9 @@ fn accusations(world: &World, n: usize) -> Vec<String> {
     let honest = refused.filter_map(|entry| {
         let sender = entry.sender.as_ref()?;
         let members = world.members.iter();
-        let number = members.map(|m| &m.identity().person).position(|p| p == sender)?;
+        let number = members
+            .map(|m| &m.identity().person)
+            .position(|p| p == sender)?;
         (!is_hostile(number)).then(|| format!("{n} names {number} at {}", entry.seq))
     });
     honest.collect()
@@ -224,7 +229,9 @@ fn is_refused_proposal(entry: &JournalEntry) -> bool {
 fn unnamed(world: &World, n: usize) -> Vec<String> {
     let offender = &world.members[HOSTILE].identity().person;
     let journal = journal(world, n);
-    let read = journal.iter().filter(|e| e.skipped.is_none() && !is_taken_back(e));
+    let read = journal
+        .iter()
+        .filter(|e| e.skipped.is_none() && !is_taken_back(e));
     let unnamed = read.filter_map(|entry| {
         let kind = world.bad_proposals.get(&entry.seq)?;
         let named = entry.sender.as_ref() == Some(offender) && is_refused_proposal(entry);
@@ -252,6 +259,11 @@ fn unread_welcomes(world: &World, n: usize) -> Vec<String> {
     let waiting = world.service.welcomes(world.devices[n].who);
     let waiting = waiting.into_iter();
     waiting
-        .map(|welcome| format!("{n} has a Welcome at {} that it neither uses nor puts aside", welcome.seq))
+        .map(|welcome| {
+            format!(
+                "{n} has a Welcome at {} that it neither uses nor puts aside",
+                welcome.seq
+            )
+        })
         .collect()
 }

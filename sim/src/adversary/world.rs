@@ -83,7 +83,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) async fn start(seed: u64, only: Option<Kind>) -> anyhow::Result<Self> {
+    pub(super) async fn start(seed: u64, only: &[Kind]) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let authority = Authority::new(clock.clone())?;
         let service = Arc::new(Service::new(clock.clone(), authority.anchors()));
@@ -122,7 +122,7 @@ impl World {
                 domain: DOMAIN.into(),
                 id: Vec::new(),
             },
-            ground: only.map_or_else(|| Ground::of_seed(seed), Kind::ground),
+            ground: (only.first()).map_or_else(|| Ground::of_seed(seed), |kind| kind.ground()),
             random,
             texts: 0,
             texts_before_the_end: 0,
@@ -183,7 +183,7 @@ impl World {
     /// The hostile ones emit, and the honest ones go on as they do.
     pub(super) async fn hostilities(
         &mut self,
-        only: Option<Kind>,
+        only: &[Kind],
         over: impl Fn(&Self) -> bool,
     ) -> anyhow::Result<()> {
         let actor = Actor::new(
@@ -194,9 +194,10 @@ impl World {
             self.members[NEWCOMER].identity().person.clone(),
         );
         let kinds: Vec<Kind> = held().filter(|kind| kind.is_of(self.ground)).collect();
+        let mut in_turn = only.iter().copied().cycle();
         for _ in 0..OBJECTS {
             let drawn = self.random(|r| r.choice(kinds.iter().copied()));
-            let kind = only.or(drawn).context("an empty grammar")?;
+            let kind = in_turn.next().or(drawn).context("an empty grammar")?;
             self.emits(&actor, kind).await;
             if over(self) {
                 return Ok(());
@@ -273,7 +274,10 @@ impl World {
         }
         tokio::time::sleep(Duration::from_secs(13)).await;
         if self.service.voided_by(&self.group.id, seq).is_none() {
-            self.wrong(Class::NotTakenBack, format!("the spoilt Commit at {seq} stands"));
+            self.wrong(
+                Class::NotTakenBack,
+                format!("the spoilt Commit at {seq} stands"),
+            );
         }
     }
 
@@ -282,7 +286,8 @@ impl World {
         self.syncs(NEWCOMER, false).await;
         let resold = self.service.resold(self.devices[NEWCOMER].who.device);
         if resold > 0 {
-            let text = format!("{resold} KeyPackages of {NEWCOMER} were given out and are in stock");
+            let text =
+                format!("{resold} KeyPackages of {NEWCOMER} were given out and are in stock");
             self.wrong(Class::Resold, text);
         }
     }
@@ -292,7 +297,8 @@ impl World {
         let n = self.random(|r| [0, 1, VICTIM][r.usize(..3)]);
         self.syncs(n, false).await;
         if self.in_roster(n) && self.must(n, Daily::Say).await && self.in_roster(HOSTILE) {
-            let text = format!("{n} read that {HOSTILE} asked to leave, and spoke before it was out");
+            let text =
+                format!("{n} read that {HOSTILE} asked to leave, and spoke before it was out");
             self.wrong(Class::StillIn, text);
         }
     }
@@ -310,7 +316,10 @@ impl World {
         };
         self.tell(format!("{n}: sync: {failed}"));
         if calmly {
-            self.wrong(Class::Stuck, format!("sync of {n} fails again and again: {failed}"));
+            self.wrong(
+                Class::Stuck,
+                format!("sync of {n} fails again and again: {failed}"),
+            );
         }
     }
 

@@ -110,7 +110,8 @@ fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut sums = adversary::Sums::default();
     for seed in cli.first..cli.first + cli.seeds {
         let place = usize::try_from(seed)?.checked_rem(kinds.len());
-        let outcome = adversary::play(seed, place.map(|place| kinds[place]))?;
+        let only: Vec<Kind> = place.into_iter().map(|place| kinds[place]).collect();
+        let outcome = adversary::play(seed, &only)?;
         sums.add(seed, &outcome);
         if cli.seeds == 1 || !outcome.good() {
             for line in &outcome.story {
@@ -176,7 +177,9 @@ fn undone(cli: &Cli) -> anyhow::Result<ExitCode> {
             Ok(None) => writeln!(
                 out,
                 "{:?}: NOT FOUND in {} seeds with {:?}",
-                hunt.mutant(), hunt.seeds, hunt.kinds
+                hunt.mutant(),
+                hunt.seeds,
+                hunt.kinds
             )?,
         }
     }

@@ -7,12 +7,10 @@ use chancery_proto::{
     suite::Suite,
     tree::Tree,
 };
-use client_cli::{
-    core::{
-        group::{self, MAX_BYTES},
-        records::{self, Trouble},
-        recovery,
-    },
+use client_cli::core::{
+    group::{self, MAX_BYTES},
+    records::{self, Trouble},
+    recovery,
 };
 use sha2::{Digest as _, Sha256};
 

@@ -40,17 +40,27 @@ impl Actor {
                 | Kind::WelcomeNone
                 | Kind::WelcomeOther
                 | Kind::WelcomeSuite
+                | Kind::WelcomeSwapped
                 | Kind::GhostLeaf
         );
         anyhow::ensure!(!adds || !self.is_in(&self.newcomer), "nobody to add");
         match kind {
             Kind::CommitPsk => plan.psk = true,
+            Kind::CommitHalfPath => plan.wrong = Wrong::HalfThePath,
+            Kind::CommitLowOrder => plan.wrong = Wrong::LowOrder,
             Kind::CommitRemovesMore => plan.remove.push(self.victim.clone()),
             Kind::CommitOtherUser
             | Kind::WelcomeSpoilt
             | Kind::WelcomeNone
             | Kind::WelcomeOther
             | Kind::WelcomeSuite => plan.add.push(self.newcomers_package().await?),
+            Kind::WelcomeSwapped => {
+                let second = self.second_person();
+                anyhow::ensure!(!self.is_in(second), "nobody to add beside it");
+                let second = Self::name_of(second);
+                plan.add.push(self.newcomers_package().await?);
+                plan.add.extend(self.packages(&[second]).await?);
+            }
             Kind::GhostLeaf => plan.add.push(self.ghost()?),
             _ => {}
         }
@@ -161,6 +171,7 @@ impl Actor {
         }
         mls.set_aad(data.encode());
         let before = mls.export_ratchet_tree();
+        let hand = FalseHand::new(provider.crypto(), plan.wrong);
         let key = context.identity.leaf_key(mls.ciphersuite())?;
         let mut builder = mls
             .commit_builder()
@@ -178,7 +189,7 @@ impl Actor {
             .load_psks(provider.storage())
             .map_err(broken)?
             .create_group_info(true)
-            .build(provider.rand(), provider.crypto(), &key, |_| true)
+            .build(provider.rand(), &hand, &key, |_| true)
             .map_err(broken)?
             .stage_commit(provider)
             .map_err(broken)?;
@@ -283,6 +294,15 @@ impl Actor {
                 welcome.suite = 3;
                 put_welcome(bundle, &welcome);
             }
+            Kind::WelcomeSwapped => {
+                let mut welcome = cut(bundle)?;
+                let [first, second] = welcome.secrets.as_mut_slice() else {
+                    anyhow::bail!("not two joiners");
+                };
+                let renamed = (renamed(first, &second.0), renamed(second, &first.0));
+                (first.1, second.1) = renamed;
+                put_welcome(bundle, &welcome);
+            }
             Kind::WelcomeNone => bundle.welcomes.clear(),
             Kind::WelcomeOther | Kind::GhostLeaf => {
                 // The secrets stay, the KeyPackageRef is one that the server knows.
@@ -290,13 +310,7 @@ impl Actor {
                 let package = key_package::KeyPackage::parse(package, MAX_BYTES)?;
                 let reference = package.reference().context("no reference")?;
                 let mut welcome = cut(bundle)?;
-                let (old, secrets) = &mut welcome.secrets[0];
-                let mut prefix = Vec::new();
-                prefix.put_vector(old);
-                let mut renamed = Vec::new();
-                renamed.put_vector(&reference);
-                renamed.put(&secrets[prefix.len()..]);
-                *secrets = renamed;
+                welcome.secrets[0].1 = renamed(&welcome.secrets[0], &reference);
                 put_welcome(bundle, &welcome);
             }
             _ => {}
@@ -327,6 +341,16 @@ fn foreign_hash(tree: &Tree, kind: Kind, width: u32) -> anyhow::Result<Vec<u8>> 
         let _nowhere = tree.set(foreign_place(width), Some(&FOREIGN));
     }
     Ok(tree.hash(suite))
+}
+
+/// The secrets of one joiner under the KeyPackageRef of another.
+fn renamed((old, secrets): &(Vec<u8>, Vec<u8>), reference: &[u8]) -> Vec<u8> {
+    let mut prefix = Vec::new();
+    prefix.put_vector(old);
+    let mut renamed = Vec::new();
+    renamed.put_vector(reference);
+    renamed.put(&secrets[prefix.len()..]);
+    renamed
 }
 
 fn cut(bundle: &CommitBundle) -> anyhow::Result<CutWelcome> {

@@ -42,7 +42,11 @@ use openmls::{
     schedule::{ExternalPsk, PreSharedKeyId, Psk},
 };
 
-use super::{craft::InfoChange, grammar::Kind};
+use super::{
+    craft::InfoChange,
+    grammar::Kind,
+    hand::{FalseHand, Wrong},
+};
 
 /// What came of an object.
 #[derive(Debug)]
@@ -79,6 +83,7 @@ struct Plan {
     add: Vec<Vec<u8>>,
     remove: Vec<Person>,
     psk: bool,
+    wrong: Wrong,
     context: Option<Extensions<GroupContext>>,
 }
 
@@ -225,7 +230,12 @@ impl Actor {
                 Ok(client.submit_commit(request).await?.into_inner())
             })
             .await?;
-        Ok(answer.value.results.iter().map(|result| result.seq).collect())
+        Ok(answer
+            .value
+            .results
+            .iter()
+            .map(|result| result.seq)
+            .collect())
     }
 
     async fn send(&self, request: SendMessageRequest) -> Done {

@@ -1,9 +1,7 @@
 //! Application messages.
 
 use chancery_proto::{commit_info::MessageData, delivery::v1::*};
-use client_cli::{
-    core::{group, records},
-};
+use client_cli::core::{group, records};
 
 use super::*;
 

@@ -6,11 +6,11 @@ use client_cli::core::group::Founding;
 use super::*;
 
 impl Actor {
-    fn name_of(person: &Person) -> Name {
+    pub(super) fn name_of(person: &Person) -> Name {
         (person.domain.clone(), person.device)
     }
 
-    fn second_person(&self) -> &Person {
+    pub(super) fn second_person(&self) -> &Person {
         &self.second.identity().person
     }
 

@@ -40,6 +40,11 @@ impl Service {
         self.tables(|tables| tables.rooms.remove(group));
     }
 
+    /// Answers for no tree of a group any more.
+    pub fn forget_trees(&self, group: &[u8]) {
+        self.tables(|tables| tables.treeless.insert(group.to_vec()));
+    }
+
     /// Gives out no KeyPackage of a device, or does again.
     pub fn withhold_packages(&self, device: Uuid, withheld: bool) {
         self.tables(|tables| match withheld {

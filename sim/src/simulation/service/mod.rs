@@ -182,6 +182,8 @@ pub struct Tables {
     incarnation: u64,
     withheld_packages: BTreeSet<Uuid>,
     withheld_welcomes: BTreeSet<Uuid>,
+    /// Groups whose trees are gone.
+    treeless: BTreeSet<Vec<u8>>,
     swapped_packages: BTreeMap<Uuid, Vec<u8>>,
 }
 

@@ -91,6 +91,9 @@ impl Service {
     pub fn tree(&self, who: Who, request: &FetchTreeRequest) -> Done<FetchTreeResponse> {
         let id = group_id(request.group.as_ref())?;
         self.tables(|tables| {
+            if tables.treeless.contains(&id) {
+                return Err(rejected(Rejection::NotFound));
+            }
             let room = room(tables, &id)?;
             let seq = match request.current {
                 true => room.head.epoch_seq,
