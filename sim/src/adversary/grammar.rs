@@ -183,7 +183,7 @@ kinds! {
 }
 
 /// Kinds that are known to break a promise that is not given: `docs/limits.md` says which. They are emitted only when they are named.
-pub const NOT_HELD: &[Kind] = &[Kind::PutPub];
+pub const NOT_HELD: &[Kind] = &[Kind::PutPub, Kind::ServiceReplaysLeave];
 
 impl Kind {
     /// Who emits it.
