@@ -46,6 +46,8 @@ pub enum Mutant {
     ProposalConflictsKept,
     /// The client builds its Commit from the same proposals again after the server refused it.
     RefusedProposalsKept,
+    /// Proposals of a Commit that the server refused stay in openmls' queue, where no message is framed beside them.
+    ProposalsStayQueued,
     /// A device that comes back from outside takes any policy that the GroupInfo says.
     ReturnPolicyUnchecked,
     /// The client takes the member that is at a leaf in the current tree for the sender of an earlier epoch's message.
@@ -118,6 +120,7 @@ impl Mutant {
         Self::ProposalsUnjudged,
         Self::ProposalConflictsKept,
         Self::RefusedProposalsKept,
+        Self::ProposalsStayQueued,
         Self::ReturnPolicyUnchecked,
         Self::SenderByCurrentLeaf,
         Self::ForeignAuthorityTaken,
@@ -153,22 +156,34 @@ mod switches {
     use super::Mutant;
 
     thread_local! {
-        static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
+        /// A bit for each mutant, by its place in the enumeration.
+        static ON: Cell<u128> = const { Cell::new(0) };
+    }
+
+    const _: () = assert!(Mutant::ALL.len() <= 128, "more mutants than bits");
+
+    const fn bit(mutant: Mutant) -> u128 {
+        1 << mutant as u32
     }
 
     /// Whether this repair is undone in this thread.
     pub fn is_on(mutant: Mutant) -> bool {
-        ON.get() == Some(mutant)
+        ON.get() & bit(mutant) != 0
     }
 
     /// Undoes one repair in this thread, or none.
     pub fn set(mutant: Option<Mutant>) {
-        ON.set(mutant);
+        set_all(mutant.as_slice());
+    }
+
+    /// Undoes these repairs in this thread, and no others.
+    pub fn set_all(mutants: &[Mutant]) {
+        ON.set(mutants.iter().fold(0, |on, mutant| on | bit(*mutant)));
     }
 }
 
 #[cfg(feature = "mutants")]
-pub use switches::{is_on, set};
+pub use switches::{is_on, set, set_all};
 
 /// Whether this repair is undone: never, in what is shipped.
 #[cfg(not(feature = "mutants"))]

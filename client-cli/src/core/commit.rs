@@ -132,7 +132,9 @@ pub fn message(
     }
     let mut mls_group = group::load(step, &record.name)?;
     // openmls says nothing while its queue holds a proposal, and a Commit that was refused leaves there what stood in it.
-    proposals::hand_over(step, &mut mls_group, &[])?;
+    if !mutants::is_on(Mutant::ProposalsStayQueued) {
+        proposals::hand_over(step, &mut mls_group, &[])?;
+    }
     let aad = MessageData {
         message_id: Some(message_id),
         commit_info: None,

@@ -103,10 +103,11 @@ impl Member {
             });
         }
         self.step(|step, _| {
-            Ok(match found.stage {
+            match found.stage {
                 Stage::MayBeAccepted => outbox::abandon(step, &found.group, &id)?,
                 Stage::Unsent | Stage::TooLarge => outbox::forget(step, &found.group, &id)?,
-            })
+            }
+            Ok(())
         })?;
         self.give_space_back();
         Ok(found)

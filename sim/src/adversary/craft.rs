@@ -88,7 +88,12 @@ pub(super) enum PackageChange {
     SameKeys,
     /// Capabilities list extension type 1, which is a default one.
     DefaultTypes,
+    /// The leaf has an empty extension of a GREASE type, which its capabilities list.
+    Grease,
 }
+
+/// The first GREASE value (RFC 9420 section 13.5).
+const GREASE: u16 = 0x0A0A;
 
 /// A KeyPackage with a change, leaf and package signed by this key.
 ///
@@ -104,7 +109,7 @@ pub(super) fn key_package(
         PackageChange::InitKey(other) => (other.to_vec(), package.leaf.encryption_key.clone()),
         PackageChange::EncryptionKey(other) => (package.init_key.clone(), other.to_vec()),
         PackageChange::SameKeys => (package.init_key.clone(), package.init_key.clone()),
-        PackageChange::DefaultTypes => (
+        PackageChange::DefaultTypes | PackageChange::Grease => (
             package.init_key.clone(),
             package.leaf.encryption_key.clone(),
         ),
@@ -114,7 +119,12 @@ pub(super) fn key_package(
     let mut leaf = Vec::new();
     leaf.put_vector(&encryption_key);
     leaf.put(&package.leaf.to_be_signed[old_key.len()..]);
-    if matches!(change, PackageChange::DefaultTypes) {
+    let listed = match change {
+        PackageChange::DefaultTypes => Some(1),
+        PackageChange::Grease => Some(GREASE),
+        _ => None,
+    };
+    if let Some(listed) = listed {
         let list = |types: &[u16]| {
             let bytes: Vec<u8> = types.iter().flat_map(|kind| kind.to_be_bytes()).collect();
             let mut list = Vec::new();
@@ -123,10 +133,17 @@ pub(super) fn key_package(
         };
         let old = list(&package.leaf.capabilities.extensions);
         let mut more = package.leaf.capabilities.extensions.clone();
-        more.push(1);
+        more.push(listed);
         let place = leaf.windows(old.len()).rposition(|window| window == old);
         let place = place.context("no capabilities")?;
         leaf.splice(place..place + old.len(), list(&more));
+    }
+    if matches!(change, PackageChange::Grease) {
+        // A leaf of this client has no extensions: its last octet is the length of their list.
+        anyhow::ensure!(leaf.pop() == Some(0), "the leaf has extensions");
+        let mut extension = GREASE.to_be_bytes().to_vec();
+        extension.put_vector(&[]);
+        leaf.put_vector(&extension);
     }
     let signature = sign(key, "LeafNodeTBS", &leaf)?;
     leaf.put_vector(&signature);

@@ -8,22 +8,76 @@ use chancery_proto::{
 };
 use client_cli::core::{
     group,
+    identity::person_of,
     records::{self, GroupState, JournalEntry},
+    recovery::is_taken_back,
 };
 use prost::Message as _;
 
-use super::{EVIL, End, HONEST_ONES, HOSTILE, SECOND, World, grammar::Kind, is_hostile, speaker};
+use super::{
+    fault::Class,
+    grammar::Kind,
+    world::{EVIL, End, HONEST_ONES, HOSTILE, SECOND, World, is_hostile, speaker},
+};
 
 pub(super) fn judge(world: &mut World) {
-    let bricked = agreement(world);
-    let misattributed: Vec<String> = HONEST_ONES
+    let judged = [
+        (Class::Disagreeing, agreement(world)),
+        (Class::StillIn, offenders(world)),
+        (Class::Stuck, of_each(world, unread_welcomes)),
+        (Class::Misattributed, of_each(world, attribution)),
+        (Class::HonestBlamed, blame(world)),
+        (Class::HonestBlamed, of_each(world, accusations)),
+        (Class::Unnamed, of_each(world, unnamed)),
+    ];
+    for (class, texts) in judged {
+        for text in texts {
+            world.wrong(class, text);
+        }
+    }
+    world.look_at_states();
+}
+
+fn of_each(world: &World, judge: impl Fn(&World, usize) -> Vec<String>) -> Vec<String> {
+    HONEST_ONES
         .into_iter()
-        .flat_map(|n| attribution(world, n))
-        .collect();
-    let blamed = blame(world);
-    world.outcome.bricked = bricked;
-    world.outcome.misattributed = misattributed;
-    world.outcome.honest_blamed = blamed;
+        .flat_map(|n| judge(world, n))
+        .collect()
+}
+
+impl World {
+    /// Each leaf that an honest member's state holds has the key of the device that it names, and no honest member merged what all must refuse.
+    pub(super) fn look_at_states(&mut self) {
+        for text in of_each(self, impostors) {
+            self.wrong(Class::Impostor, text);
+        }
+        for text in of_each(self, merged) {
+            self.wrong(Class::Merged, text);
+        }
+    }
+}
+
+fn impostors(world: &World, n: usize) -> Vec<String> {
+    let leaves = world.members[n].step(|step, _| {
+        let members = match group::load(step, &world.group) {
+            Ok(mls) => mls.members().collect(),
+            Err(_) => Vec::new(),
+        };
+        Ok(members)
+    });
+    let is_true = |leaf: &openmls::prelude::Member| {
+        let person = person_of(&leaf.credential, &leaf.signature_key).ok()?;
+        let members = world.members.iter();
+        let true_one = members.map(|m| m.identity()).find(|i| i.person == person)?;
+        let key = true_one.leaf_key(group::SUITES[0]).ok()?;
+        let key = key.credential().signature_key;
+        (key.as_slice() == leaf.signature_key).then_some(())
+    };
+    let leaves = leaves.unwrap_or_default().into_iter();
+    let false_ones = leaves.filter(|leaf| is_true(leaf).is_none());
+    false_ones
+        .map(|leaf| format!("{n} holds a leaf of an impostor at {:?}", leaf.index))
+        .collect()
 }
 
 /// Honest members are in one epoch, read each other's newest texts, and are rid of the offender.
@@ -69,6 +123,11 @@ fn agreement(world: &World) -> Vec<String> {
             faults.push(format!("{n} does not read what {unheard:?} say at the end"));
         }
     }
+    faults
+}
+
+/// Those whose time has ended are out.
+fn offenders(world: &World) -> Vec<String> {
     let must_go: &[usize] = match world.end {
         End::Silent
             if world
@@ -81,11 +140,11 @@ fn agreement(world: &World) -> Vec<String> {
         End::Silent => &[],
         End::Removed | End::Revoked => &[HOSTILE, SECOND],
     };
-    if !inside.is_empty() {
-        let left = must_go.iter().filter(|n| world.in_roster(**n));
-        faults.extend(left.map(|n| format!("{n} is still in")));
+    if !HONEST_ONES.iter().any(|n| world.in_roster(*n)) {
+        return Vec::new();
     }
-    faults
+    let left = must_go.iter().filter(|n| world.in_roster(**n));
+    left.map(|n| format!("{n} is still in")).collect()
 }
 
 /// What a member said in the last round.
@@ -144,4 +203,67 @@ fn blame(world: &World) -> Vec<String> {
         }
     }
     blamed
+}
+
+/// Honest members whose proposals are said not to be committed.
+fn accusations(world: &World, n: usize) -> Vec<String> {
+    let journal = journal(world, n);
+    let refused = journal.iter().filter(|entry| is_refused_proposal(entry));
+    let honest = refused.filter_map(|entry| {
+        let sender = entry.sender.as_ref()?;
+        let members = world.members.iter();
+        let number = members
+            .map(|m| &m.identity().person)
+            .position(|p| p == sender)?;
+        (!is_hostile(number)).then(|| format!("{n} names {number} at {}", entry.seq))
+    });
+    honest.collect()
+}
+
+fn is_refused_proposal(entry: &JournalEntry) -> bool {
+    let note = entry.note.as_deref().unwrap_or_default();
+    note.starts_with("proposes ")
+}
+
+/// Bad proposals that a member could read, and of which its journal does not say who proposed them.
+fn unnamed(world: &World, n: usize) -> Vec<String> {
+    let offender = &world.members[HOSTILE].identity().person;
+    let journal = journal(world, n);
+    let read = journal
+        .iter()
+        .filter(|e| e.skipped.is_none() && !is_taken_back(e));
+    let unnamed = read.filter_map(|entry| {
+        let kind = world.bad_proposals.get(&entry.seq)?;
+        let named = entry.sender.as_ref() == Some(offender) && is_refused_proposal(entry);
+        (!named).then(|| format!("{n} at {}: {}: {:?}", entry.seq, kind.name(), entry.note))
+    });
+    unnamed.collect()
+}
+
+/// Commits that every member must refuse, and that this one merged.
+fn merged(world: &World, n: usize) -> Vec<String> {
+    if world.bad_commits.is_empty() {
+        return Vec::new();
+    }
+    let journal = journal(world, n);
+    let merged = journal.iter().filter_map(|entry| {
+        let kind = world.bad_commits.get(&entry.seq)?;
+        let used = entry.skipped.is_none() && !is_taken_back(entry);
+        used.then(|| format!("{n} merged at {}: {}", entry.seq, kind.name()))
+    });
+    merged.collect()
+}
+
+/// Welcomes that a device met again and again, and neither used nor put aside.
+fn unread_welcomes(world: &World, n: usize) -> Vec<String> {
+    let waiting = world.service.welcomes(world.devices[n].who);
+    let waiting = waiting.into_iter();
+    waiting
+        .map(|welcome| {
+            format!(
+                "{n} has a Welcome at {} that it neither uses nor puts aside",
+                welcome.seq
+            )
+        })
+        .collect()
 }

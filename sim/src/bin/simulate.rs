@@ -2,6 +2,7 @@
 
 use std::{io::Write as _, process::ExitCode, time::Instant};
 
+use chancery_proto::mutants::{self, Mutant};
 use clap::Parser;
 use sim::{
     adversary::{self, grammar::Kind},
@@ -21,9 +22,12 @@ struct Cli {
     /// A hostile member with full keys among honest ones, instead of a bad network.
     #[arg(long)]
     adversary: bool,
-    /// With `--adversary`: only objects whose name holds this text.
+    /// With `--adversary`: only objects whose name holds this text; with `--mutants`: only mutants.
     #[arg(long)]
     kind: Option<String>,
+    /// With `--adversary`: these repairs are undone, by their names in `proto/src/mutants.rs`.
+    #[arg(long, value_delimiter = ',')]
+    undo: Vec<String>,
     /// Undoes single repairs, and lets the adversary find each of them.
     #[arg(long)]
     mutants: bool,
@@ -99,25 +103,23 @@ fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
     if cli.kind.is_some() && kinds.is_empty() {
         anyhow::bail!("no kind of object has such a name");
     }
+    let named = |mutant: &&Mutant| cli.undo.iter().any(|name| *name == format!("{mutant:?}"));
+    let undone: Vec<Mutant> = Mutant::ALL.iter().filter(named).copied().collect();
+    anyhow::ensure!(undone.len() == cli.undo.len(), "no mutant has such a name");
+    mutants::set_all(&undone);
     let mut sums = adversary::Sums::default();
     for seed in cli.first..cli.first + cli.seeds {
         let place = usize::try_from(seed)?.checked_rem(kinds.len());
-        let outcome = adversary::play(seed, place.map(|place| kinds[place]))?;
+        let only: Vec<Kind> = place.into_iter().map(|place| kinds[place]).collect();
+        let outcome = adversary::play(seed, &only)?;
         sums.add(seed, &outcome);
         if cli.seeds == 1 || !outcome.good() {
             for line in &outcome.story {
                 writeln!(out, "{line}")?;
             }
         }
-        let faults = [
-            ("bricked", &outcome.bricked),
-            ("misattributed", &outcome.misattributed),
-            ("honest blamed", &outcome.honest_blamed),
-        ];
-        for (what, faults) in faults {
-            for fault in faults {
-                writeln!(out, "seed {seed}, {what}: {fault}")?;
-            }
+        for fault in &outcome.faults {
+            writeln!(out, "seed {seed}, {:?}: {}", fault.class, fault.text)?;
         }
     }
     // A few seeds need not meet everything.
@@ -132,15 +134,15 @@ fn hostile(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         writeln!(out, "failed: {:?}; never happened: {never:?}", sums.failed)?;
     }
-    let summary = serde_json::json!({
+    let mut summary = serde_json::json!({
         "seeds": sums.seeds,
         "failed": sums.failed.len(),
         "objects": sums.objects,
-        "bricked": sums.bricked,
-        "misattributed": sums.misattributed,
-        "honest_blamed": sums.honest_blamed,
         "never_happened": never,
     });
+    for (name, seeds) in &sums.wrong {
+        summary[*name] = (*seeds).into();
+    }
     writeln!(out, "{summary}")?;
     let good = sums.failed.is_empty() && never.is_empty();
     Ok(ExitCode::from(u8::from(!good)))
@@ -152,23 +154,32 @@ fn undone(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     let (mut hunted, mut found) = (0, 0);
     for hunt in HUNTS.iter().filter(|hunt| hunt.short || !cli.short) {
+        let name = format!("{:?}", hunt.mutant());
+        if cli.kind.as_ref().is_some_and(|part| !name.contains(part)) {
+            continue;
+        }
         hunted += 1;
-        match find(hunt)? {
-            Some((seed, outcome)) => {
+        match find(hunt) {
+            Err(error) => writeln!(out, "{name}: {error}")?,
+            Ok(Some(by)) => {
                 found += 1;
-                let all = [
-                    outcome.bricked,
-                    outcome.misattributed,
-                    outcome.honest_blamed,
-                ]
-                .concat();
-                let first = all.first().map_or("", String::as_str);
-                writeln!(out, "{:?}: found by seed {seed}: {first}", hunt.mutant)?;
+                writeln!(
+                    out,
+                    "{:?}: found by seed {} of {}, {:?}, {:?}: {}",
+                    hunt.mutant(),
+                    by.seed,
+                    hunt.seeds,
+                    by.kind.name(),
+                    hunt.by,
+                    by.fault
+                )?;
             }
-            None => writeln!(
+            Ok(None) => writeln!(
                 out,
                 "{:?}: NOT FOUND in {} seeds with {:?}",
-                hunt.mutant, hunt.seeds, hunt.kinds
+                hunt.mutant(),
+                hunt.seeds,
+                hunt.kinds
             )?,
         }
     }

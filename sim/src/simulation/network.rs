@@ -251,6 +251,7 @@ impl DeliveryService for Network {
         Ok(Response::new(GetServiceInfoResponse {
             domain: super::service::DOMAIN.into(),
             server_time_micros: self.clock.micros(),
+            incarnation: self.service.incarnation().into(),
             ..GetServiceInfoResponse::default()
         }))
     }

@@ -256,8 +256,9 @@ mod tests {
             domain: "a.example".into(),
             id: vec![1; 16],
         };
-        // Where it begins, where the device joined, the journal, its head; what is given, holes as pairs.
-        let table: [(u64, u64, &[u64], u64, &[(u64, u64)], u64); 7] = [
+        /// Where it begins, where the device joined, the journal, its head; what is given, holes as pairs.
+        type Row<'r> = (u64, u64, &'r [u64], u64, &'r [(u64, u64)], u64);
+        let table: [Row<'_>; 7] = [
             (0, 0, &[1, 2, 3], 3, &[(1, 1), (2, 2), (3, 3)], 3),
             (2, 0, &[3], 3, &[(3, 3)], 3),
             // It joined by the Commit at 7: what was before was never its own.

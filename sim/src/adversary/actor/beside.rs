@@ -7,13 +7,10 @@ use chancery_proto::{
     suite::Suite,
     tree::Tree,
 };
-use client_cli::{
-    core::{
-        group::{self, MAX_BYTES},
-        records::{self, Trouble},
-        recovery,
-    },
-    failure::Failure,
+use client_cli::core::{
+    group::{self, MAX_BYTES},
+    records::{self, Trouble},
+    recovery,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -25,7 +22,7 @@ use super::super::{
 use super::*;
 
 impl Actor {
-    pub(super) async fn put(&self, kind: Kind) -> anyhow::Result<Result<(), Failure>> {
+    pub(super) async fn put(&self, kind: Kind) -> anyhow::Result<Done> {
         let (bytes, tree, epoch_seq) = self.craft(|step, context| {
             let record = records::known(step, &self.group)?;
             let mls = group::load(step, &self.group)?;
@@ -80,25 +77,13 @@ impl Actor {
                 Ok(client.put_group_info(request).await?.into_inner())
             })
             .await;
-        Ok(put.map(|_| ()))
+        Ok(put.map(|_| Vec::new()))
     }
 
     /// The second device publishes a bent KeyPackage; whoever adds it meets it first.
-    pub(super) async fn package(&self, kind: Kind) -> anyhow::Result<Result<(), Failure>> {
-        let change = match kind {
-            Kind::PackageInit => PackageChange::InitKey(&[1; 5]),
-            Kind::PackageLeaf => PackageChange::EncryptionKey(&[1; 5]),
-            Kind::PackageLowOrder => PackageChange::EncryptionKey(&[0; 32]),
-            Kind::PackageSame => PackageChange::SameKeys,
-            _ => PackageChange::DefaultTypes,
-        };
-        let person = &self.second.identity().person;
-        let name = (person.domain.clone(), person.device);
-        let package = self.packages(&[name]).await?.into_iter().next();
-        let key = self.second.identity().leaf_key(group::SUITES[0])?;
-        let bent = craft::key_package(&package.context("no answer")?, change, &key)?;
+    pub(super) async fn package(&self, kind: Kind) -> anyhow::Result<Done> {
         let request = PublishKeyPackagesRequest {
-            key_packages: vec![bent.into()],
+            key_packages: vec![self.bent_package(kind).await?.into()],
             ..PublishKeyPackagesRequest::default()
         };
         let published = self
@@ -107,7 +92,24 @@ impl Actor {
                 Ok(client.publish_key_packages(request).await?.into_inner())
             })
             .await;
-        Ok(published.map(|_| ()))
+        Ok(published.map(|_| Vec::new()))
+    }
+
+    /// A KeyPackage of the second device with something bent in it.
+    pub(crate) async fn bent_package(&self, kind: Kind) -> anyhow::Result<Vec<u8>> {
+        let change = match kind {
+            Kind::PackageInit => PackageChange::InitKey(&[1; 5]),
+            Kind::PackageLeaf => PackageChange::EncryptionKey(&[1; 5]),
+            Kind::PackageLowOrder => PackageChange::EncryptionKey(&[0; 32]),
+            Kind::PackageSame => PackageChange::SameKeys,
+            Kind::PackageGrease => PackageChange::Grease,
+            _ => PackageChange::DefaultTypes,
+        };
+        let person = &self.second.identity().person;
+        let name = (person.domain.clone(), person.device);
+        let package = self.packages(&[name]).await?.into_iter().next();
+        let key = self.second.identity().leaf_key(group::SUITES[0])?;
+        craft::key_package(&package.context("no answer")?, change, &key)
     }
 
     /// An entry's payload, as the log has it.
@@ -132,7 +134,7 @@ impl Actor {
         }
     }
 
-    pub(super) async fn report(&self, kind: Kind) -> anyhow::Result<Result<(), Failure>> {
+    pub(super) async fn report(&self, kind: Kind) -> anyhow::Result<Done> {
         let record = self.member.record(&self.group)?;
         let payload = self.payload(record.epoch_seq).await?;
         let trouble = Trouble {
@@ -159,6 +161,6 @@ impl Actor {
                 Ok(client.report_epoch(request).await?.into_inner())
             })
             .await;
-        Ok(reported.map(|_| ()))
+        Ok(reported.map(|_| Vec::new()))
     }
 }

@@ -33,13 +33,34 @@ use super::*;
 impl Actor {
     async fn plan(&self, kind: Kind) -> anyhow::Result<Plan> {
         let mut plan = Plan::default();
+        let adds = matches!(
+            kind,
+            Kind::CommitOtherUser
+                | Kind::WelcomeSpoilt
+                | Kind::WelcomeNone
+                | Kind::WelcomeOther
+                | Kind::WelcomeSuite
+                | Kind::WelcomeSwapped
+                | Kind::GhostLeaf
+        );
+        anyhow::ensure!(!adds || !self.is_in(&self.newcomer), "nobody to add");
         match kind {
             Kind::CommitPsk => plan.psk = true,
+            Kind::CommitHalfPath => plan.wrong = Wrong::HalfThePath,
+            Kind::CommitLowOrder => plan.wrong = Wrong::LowOrder,
             Kind::CommitRemovesMore => plan.remove.push(self.victim.clone()),
             Kind::CommitOtherUser
             | Kind::WelcomeSpoilt
             | Kind::WelcomeNone
-            | Kind::WelcomeOther => plan.add.push(self.newcomers_package().await?),
+            | Kind::WelcomeOther
+            | Kind::WelcomeSuite => plan.add.push(self.newcomers_package().await?),
+            Kind::WelcomeSwapped => {
+                let second = self.second_person();
+                anyhow::ensure!(!self.is_in(second), "nobody to add beside it");
+                let second = Self::name_of(second);
+                plan.add.push(self.newcomers_package().await?);
+                plan.add.extend(self.packages(&[second]).await?);
+            }
             Kind::GhostLeaf => plan.add.push(self.ghost()?),
             _ => {}
         }
@@ -70,6 +91,19 @@ impl Actor {
         Ok(request)
     }
 
+    /// A spoilt Commit that says its whole tree, whatever tree the service has.
+    pub(super) async fn garbage_with_its_tree(&self) -> anyhow::Result<SubmitCommitRequest> {
+        let mut request = self.commit(Kind::CommitGarbage).await?;
+        let before = self.craft(|step, _| {
+            let mls = group::load(step, &self.group)?;
+            group::tree_of(&mls.export_ratchet_tree())
+        })?;
+        let bundle = request.bundles.first_mut().context("no bundle")?;
+        let update = bundle.tree.as_ref().context("no tree")?;
+        bundle.tree = Some(craft::updated(&before, update)?.to_update());
+        Ok(request)
+    }
+
     fn lie(&self, kind: Kind, info: &mut CommitInfo) {
         let victim = members(vec![self.victim.clone()]);
         match kind {
@@ -82,7 +116,7 @@ impl Actor {
             }
             Kind::CommitSeenAhead => info.seen_seq += 5,
             Kind::CommitSeenOther => info.seen_chain = [7; 32],
-            Kind::CommitUnknownProposal => info.proposals.push(info.seen_seq),
+            Kind::CommitUnknownProposal => info.proposals.push(info.seen_seq + 1_000),
             _ => {}
         }
     }
@@ -137,6 +171,7 @@ impl Actor {
         }
         mls.set_aad(data.encode());
         let before = mls.export_ratchet_tree();
+        let hand = FalseHand::new(provider.crypto(), plan.wrong);
         let key = context.identity.leaf_key(mls.ciphersuite())?;
         let mut builder = mls
             .commit_builder()
@@ -154,7 +189,7 @@ impl Actor {
             .load_psks(provider.storage())
             .map_err(broken)?
             .create_group_info(true)
-            .build(provider.rand(), provider.crypto(), &key, |_| true)
+            .build(provider.rand(), &hand, &key, |_| true)
             .map_err(broken)?
             .stage_commit(provider)
             .map_err(broken)?;
@@ -236,8 +271,8 @@ impl Actor {
                 let mut update = nodes;
                 if kind == Kind::TreeForeign {
                     update.nodes.push(TreeNode {
-                        index: 4 * width - 2,
-                        node: Some(vec![1, 1, 0xff, 0xff].into()),
+                        index: foreign_place(width),
+                        node: Some(FOREIGN.to_vec().into()),
                     });
                 }
                 let hash = foreign_hash(&tree, kind, width)?;
@@ -254,6 +289,20 @@ impl Actor {
                 spoil_last(&mut welcome.secrets[0].1);
                 put_welcome(bundle, &welcome);
             }
+            Kind::WelcomeSuite => {
+                let mut welcome = cut(bundle)?;
+                welcome.suite = 3;
+                put_welcome(bundle, &welcome);
+            }
+            Kind::WelcomeSwapped => {
+                let mut welcome = cut(bundle)?;
+                let [first, second] = welcome.secrets.as_mut_slice() else {
+                    anyhow::bail!("not two joiners");
+                };
+                let renamed = (renamed(first, &second.0), renamed(second, &first.0));
+                (first.1, second.1) = renamed;
+                put_welcome(bundle, &welcome);
+            }
             Kind::WelcomeNone => bundle.welcomes.clear(),
             Kind::WelcomeOther | Kind::GhostLeaf => {
                 // The secrets stay, the KeyPackageRef is one that the server knows.
@@ -261,13 +310,7 @@ impl Actor {
                 let package = key_package::KeyPackage::parse(package, MAX_BYTES)?;
                 let reference = package.reference().context("no reference")?;
                 let mut welcome = cut(bundle)?;
-                let (old, secrets) = &mut welcome.secrets[0];
-                let mut prefix = Vec::new();
-                prefix.put_vector(old);
-                let mut renamed = Vec::new();
-                renamed.put_vector(&reference);
-                renamed.put(&secrets[prefix.len()..]);
-                *secrets = renamed;
+                welcome.secrets[0].1 = renamed(&welcome.secrets[0], &reference);
                 put_welcome(bundle, &welcome);
             }
             _ => {}
@@ -281,15 +324,33 @@ impl Actor {
     }
 }
 
-/// The hash of a tree that is twice as wide as one of `width` leaves; with a node in its last place that is none.
+/// It begins as a parent node does, and is none.
+const FOREIGN: [u8; 4] = [1, 2, 0xff, 0xff];
+
+/// The parent of all that a tree of `width` leaves gains when it becomes twice as wide.
+const fn foreign_place(width: u32) -> u32 {
+    3 * width - 1
+}
+
+/// The hash of a tree that is twice as wide as one of `width` leaves; with a node that is none.
 fn foreign_hash(tree: &Tree, kind: Kind, width: u32) -> anyhow::Result<Vec<u8>> {
     let suite = Suite::from_code(u16::from(group::SUITES[0])).context("suite")?;
     let mut tree = tree.clone();
     if kind == Kind::TreeForeign {
         // Where even this reader of trees takes no such node, nobody does, and its hash does not matter.
-        let _nowhere = tree.set(4 * width - 2, Some(&[1, 1, 0xff, 0xff]));
+        let _nowhere = tree.set(foreign_place(width), Some(&FOREIGN));
     }
     Ok(tree.hash(suite))
+}
+
+/// The secrets of one joiner under the KeyPackageRef of another.
+fn renamed((old, secrets): &(Vec<u8>, Vec<u8>), reference: &[u8]) -> Vec<u8> {
+    let mut prefix = Vec::new();
+    prefix.put_vector(old);
+    let mut renamed = Vec::new();
+    renamed.put_vector(reference);
+    renamed.put(&secrets[prefix.len()..]);
+    renamed
 }
 
 fn cut(bundle: &CommitBundle) -> anyhow::Result<CutWelcome> {

@@ -8,18 +8,20 @@
 //! | `outside` | external Commits |
 //! | `beside` | GroupInfos, KeyPackages, reports |
 //! | `say` | application messages |
+//! | `several` | what takes more than one request |
 
 mod beside;
 mod commit;
 mod outside;
 mod propose;
 mod say;
+mod several;
 
 use std::{cell::RefCell, rc::Rc};
 
 use anyhow::{Context as _, anyhow};
 use chancery_proto::{
-    common::v1::DeviceRef,
+    common::v1::{DeviceRef, Reason},
     delivery::v1::*,
     group_info::GroupInfo,
     policy::{ExternalJoin, POLICY_EXTENSION, Policy},
@@ -40,16 +42,23 @@ use openmls::{
     schedule::{ExternalPsk, PreSharedKeyId, Psk},
 };
 
-use super::{craft::InfoChange, grammar::Kind};
+use super::{
+    craft::InfoChange,
+    grammar::Kind,
+    hand::{FalseHand, Wrong},
+};
 
 /// What came of an object.
 #[derive(Debug)]
 pub enum Answer {
-    /// The service took it.
-    Accepted,
-    /// The service refused it.
-    Refused(String),
+    /// The service took it; the entries that it became.
+    Accepted(Vec<u64>),
+    /// The service refused it, for this reason and in these words.
+    Refused(Option<Reason>, String),
 }
+
+/// The entries that an object became, or the refusal.
+type Done = Result<Vec<u64>, Failure>;
 
 /// Its device, the group that it is in, and whom it aims at.
 pub struct Actor {
@@ -74,6 +83,7 @@ struct Plan {
     add: Vec<Vec<u8>>,
     remove: Vec<Person>,
     psk: bool,
+    wrong: Wrong,
     context: Option<Extensions<GroupContext>>,
 }
 
@@ -159,7 +169,8 @@ impl Actor {
             | Kind::ProposeWindow
             | Kind::ProposeNoJoin
             | Kind::ProposeHome
-            | Kind::ProposeNothing => self.propose(kind).await?,
+            | Kind::ProposeNothing
+            | Kind::ProposeUnpublished => self.propose(kind).await?,
             Kind::ExternalOther
             | Kind::ExternalNone
             | Kind::ExternalTwo
@@ -167,18 +178,31 @@ impl Actor {
             Kind::PutSuite | Kind::PutWindow | Kind::PutAlone | Kind::PutPub => {
                 self.put(kind).await?
             }
+            Kind::PutAloneGarbage => {
+                let put = self.put(Kind::PutAlone).await?;
+                let spoilt = self.submit(self.garbage_with_its_tree().await?).await;
+                put.and(spoilt)
+            }
+            Kind::CommitLeaverStays => {
+                self.second_asks_to_leave().await?;
+                self.submit(self.commit(kind).await?).await
+            }
+            Kind::WelcomeElsewhere => self.welcomes_elsewhere().await?,
+            Kind::ClaimEverything => self.claims_everything().await?,
             Kind::PackageInit
             | Kind::PackageLeaf
             | Kind::PackageLowOrder
             | Kind::PackageSame
-            | Kind::PackageDefaults => self.package(kind).await?,
+            | Kind::PackageDefaults
+            | Kind::PackageGrease => self.package(kind).await?,
             Kind::ReportSlander | Kind::ReportSpoilt => self.report(kind).await?,
-            Kind::LeaveAndStay => self.member.leave(&self.group).await.map(|_| ()),
+            Kind::LeaveAndStay => self.member.leave(&self.group).await.map(|seq| vec![seq]),
             Kind::MessageBytes
             | Kind::MessageEmpty
             | Kind::MessageOtherId
             | Kind::MessageRepeated
             | Kind::MessageLate => self.message(kind).await?,
+            Kind::MessageMoved => self.message_after_a_move().await?,
             _ => {
                 let request = self.commit(kind).await?;
                 let first = self.submit(request.clone()).await;
@@ -194,32 +218,49 @@ impl Actor {
             }
         };
         Ok(match done {
-            Ok(()) => Answer::Accepted,
-            Err(failure) => Answer::Refused(failure.to_string()),
+            Ok(seqs) => Answer::Accepted(seqs),
+            Err(failure) => Answer::Refused(failure.reason(), failure.to_string()),
         })
     }
 
-    async fn submit(&self, request: SubmitCommitRequest) -> Result<(), Failure> {
-        self.member
+    async fn submit(&self, request: SubmitCommitRequest) -> Done {
+        let answer = self
+            .member
             .delivery(request, async |mut client, request| {
                 Ok(client.submit_commit(request).await?.into_inner())
             })
-            .await
-            .map(|_| ())
+            .await?;
+        Ok(answer
+            .value
+            .results
+            .iter()
+            .map(|result| result.seq)
+            .collect())
     }
 
-    async fn send(&self, request: SendMessageRequest) -> Result<(), Failure> {
-        self.member
+    async fn send(&self, request: SendMessageRequest) -> Done {
+        let answer = self
+            .member
             .delivery(request, async |mut client, request| {
                 Ok(client.send_message(request).await?.into_inner())
             })
-            .await
-            .map(|_| ())
+            .await?;
+        Ok(vec![answer.value.seq])
     }
 
     /// KeyPackages of these devices, asked for like anybody does.
     async fn packages(&self, devices: &[Name]) -> anyhow::Result<Vec<Vec<u8>>> {
-        let request = ClaimKeyPackagesRequest {
+        let request = self.claim_request(devices);
+        let claims = self.member.ask_for_key_packages(request).await?;
+        let packages: Vec<Vec<u8>> = claims.iter().map(|c| c.key_package.to_vec()).collect();
+        if packages.iter().any(Vec::is_empty) {
+            return Err(anyhow!("somebody has no KeyPackage"));
+        }
+        Ok(packages)
+    }
+
+    fn claim_request(&self, devices: &[Name]) -> ClaimKeyPackagesRequest {
+        ClaimKeyPackagesRequest {
             claim_id: self.id().to_vec().into(),
             devices: devices
                 .iter()
@@ -230,13 +271,7 @@ impl Actor {
                 .collect(),
             suites: vec![u16::from(group::SUITES[0]).into()],
             ..ClaimKeyPackagesRequest::default()
-        };
-        let claims = self.member.ask_for_key_packages(request).await?;
-        let packages: Vec<Vec<u8>> = claims.iter().map(|c| c.key_package.to_vec()).collect();
-        if packages.iter().any(Vec::is_empty) {
-            return Err(anyhow!("somebody has no KeyPackage"));
         }
-        Ok(packages)
     }
 
     async fn newcomers_package(&self) -> anyhow::Result<Vec<u8>> {

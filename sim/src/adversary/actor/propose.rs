@@ -3,26 +3,36 @@
 use chancery_proto::{commit_info::MessageData, delivery::v1::*};
 use client_cli::{
     core::{CoreError, group, identity::LeafKey, records},
-    failure::Failure,
     store::Step,
 };
 use openmls::prelude::*;
 
+use super::super::craft::{self, PackageChange};
 use super::*;
 
+const BASE_POINT: [u8; 32] = {
+    let mut point = [0; 32];
+    point[0] = 9;
+    point
+};
+
 impl Actor {
-    pub(super) async fn propose(&self, kind: Kind) -> anyhow::Result<Result<(), Failure>> {
-        let package = match kind {
+    pub(super) async fn propose(&self, kind: Kind) -> anyhow::Result<Done> {
+        let packages = match kind {
             Kind::ProposeMember => {
                 let victim = (self.victim.domain.clone(), self.victim.device);
-                self.packages(&[victim]).await?.into_iter().next()
+                let packages = self.packages(&[victim]).await?;
+                packages.into_iter().map(Some).collect()
             }
-            Kind::ProposeTwice => Some(self.newcomers_package().await?),
-            _ => None,
+            Kind::ProposeTwice => vec![
+                Some(self.newcomers_package().await?),
+                Some(self.newcomers_package().await?),
+            ],
+            Kind::ProposeUnpublished => vec![Some(self.unpublished().await?)],
+            _ => vec![None],
         };
-        let times = if kind == Kind::ProposeTwice { 2 } else { 1 };
-        let mut last = Ok(());
-        for _ in 0..times {
+        let mut seqs = Vec::new();
+        for package in packages {
             let id = self.id();
             let request = self.craft(|step, context| {
                 let record = records::known(step, &self.group)?;
@@ -42,9 +52,23 @@ impl Actor {
                     ..SendMessageRequest::default()
                 })
             })?;
-            last = self.send(request).await;
+            match self.send(request).await {
+                Ok(seq) => seqs.extend(seq),
+                Err(failure) => return Ok(Err(failure)),
+            }
         }
-        Ok(last)
+        Ok(Ok(seqs))
+    }
+
+    /// A good KeyPackage of the second device that nobody published.
+    async fn unpublished(&self) -> anyhow::Result<Vec<u8>> {
+        let person = &self.second.identity().person;
+        let name = (person.domain.clone(), person.device);
+        let package = self.packages(&[name]).await?.into_iter().next();
+        let key = self.second.identity().leaf_key(group::SUITES[0])?;
+        // The base point of X25519: a key like any other.
+        let change = PackageChange::InitKey(&BASE_POINT);
+        craft::key_package(&package.context("no answer")?, change, &key)
     }
 
     fn proposal(
@@ -66,7 +90,7 @@ impl Actor {
                     .map_err(broken)?
                     .0
             }
-            Kind::ProposeMember | Kind::ProposeTwice => {
+            Kind::ProposeMember | Kind::ProposeTwice | Kind::ProposeUnpublished => {
                 let package = read_package(step, package.unwrap_or_default())?;
                 mls.propose_add_member(provider, key, &package)
                     .map_err(broken)?

@@ -1,15 +1,12 @@
 //! Application messages.
 
 use chancery_proto::{commit_info::MessageData, delivery::v1::*};
-use client_cli::{
-    core::{group, records},
-    failure::Failure,
-};
+use client_cli::core::{group, records};
 
 use super::*;
 
 impl Actor {
-    fn framed(
+    pub(super) fn framed(
         &self,
         text: &[u8],
         inside: [u8; 16],
@@ -37,9 +34,9 @@ impl Actor {
         })
     }
 
-    pub(super) async fn message(&self, kind: Kind) -> anyhow::Result<Result<(), Failure>> {
+    pub(super) async fn message(&self, kind: Kind) -> anyhow::Result<Done> {
         *self.texts.borrow_mut() += 1;
-        let text = format!("{} {}", super::super::EVIL, self.texts.borrow()).into_bytes();
+        let text = format!("{} {}", super::super::world::EVIL, self.texts.borrow()).into_bytes();
         let (id, other) = (self.id(), self.id());
         let request = match kind {
             Kind::MessageBytes => self.framed(&[0xff, 0xfe, 0], id, id)?,
@@ -60,7 +57,7 @@ impl Actor {
                 let late = self.late.borrow_mut().replace(framed);
                 match late {
                     Some(late) => late,
-                    None => return Ok(Ok(())),
+                    None => return Ok(Ok(Vec::new())),
                 }
             }
         };

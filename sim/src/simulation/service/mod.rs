@@ -8,13 +8,18 @@
 //! | `commit` | Commits |
 //! | `recovery` | epochs reported, Commits taken back, GroupInfos repaired |
 //! | `queries` | what is only read; KeyPackages and the inbox |
+//! | `hostile` | what a service can do that does not mean well |
 
 mod commit;
+mod hostile;
 mod queries;
 mod recovery;
 mod room;
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
 
 use chancery_proto::{
     certificate::Anchors,
@@ -114,6 +119,15 @@ pub struct Logged {
     content_hash: [u8; 32],
 }
 
+impl Logged {
+    fn payload(&self) -> Option<&[u8]> {
+        match &self.entry.body {
+            Some(entry::Body::Payload(payload)) => Some(payload),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Waiting {
     to: Who,
@@ -148,6 +162,8 @@ struct Package {
     suite: u16,
     last_resort: bool,
     claimed: Option<[u8; 16]>,
+    /// How often it was given out.
+    given: u32,
     body: Vec<u8>,
 }
 
@@ -164,6 +180,13 @@ pub struct Tables {
     /// Commits that came second.
     pub stale: u64,
     ids: u64,
+    /// How often it was restored.
+    incarnation: u64,
+    withheld_packages: BTreeSet<Uuid>,
+    withheld_welcomes: BTreeSet<Uuid>,
+    /// Groups whose trees are gone.
+    treeless: BTreeSet<Vec<u8>>,
+    swapped_packages: BTreeMap<Uuid, Vec<u8>>,
 }
 
 /// The service.

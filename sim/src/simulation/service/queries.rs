@@ -91,6 +91,9 @@ impl Service {
     pub fn tree(&self, who: Who, request: &FetchTreeRequest) -> Done<FetchTreeResponse> {
         let id = group_id(request.group.as_ref())?;
         self.tables(|tables| {
+            if tables.treeless.contains(&id) {
+                return Err(rejected(Rejection::NotFound));
+            }
             let room = room(tables, &id)?;
             let seq = match request.current {
                 true => room.head.epoch_seq,
@@ -121,6 +124,9 @@ impl Service {
     pub fn welcomes(&self, who: Who) -> Vec<Welcome> {
         self.tables(|tables| {
             let mut welcomes = Vec::new();
+            if tables.withheld_welcomes.contains(&who.device) {
+                return welcomes;
+            }
             for (id, room) in &tables.rooms {
                 for waiting in room.welcomes.iter().filter(|w| w.to == who && !w.read) {
                     let Some(epoch) = room.epoch(waiting.seq) else {
@@ -164,6 +170,11 @@ impl Service {
     /// # Errors
     /// See the wire.
     pub fn publish(&self, who: Who, request: &PublishKeyPackagesRequest) -> Done<Vec<Stock>> {
+        let replaced = |p: &Package| {
+            let suite = u32::from(p.suite);
+            p.owner == who && p.claimed.is_none() && request.replace_suites.contains(&suite)
+        };
+        let mut new = Vec::new();
         for body in &request.key_packages {
             let package = KeyPackage::parse(body, MAX).map_err(malformed)?;
             let checked = package.check().and_then(|()| package.check_grease());
@@ -177,16 +188,21 @@ impl Service {
                 suite: package.suite,
                 last_resort: package.last_resort,
                 claimed: None,
+                given: 0,
                 body: body.to_vec(),
                 reference,
             };
-            self.tables(|tables| {
+            new.push(stored);
+        }
+        self.tables(|tables| {
+            tables.packages.retain(|p| !replaced(p));
+            for stored in new {
                 let known = |p: &Package| p.reference == stored.reference;
                 if !tables.packages.iter().any(known) {
-                    tables.packages.push(stored.clone());
+                    tables.packages.push(stored);
                 }
-            });
-        }
+            }
+        });
         Ok(self.stock(who))
     }
 
@@ -196,11 +212,12 @@ impl Service {
             let own = |p: &&Package| p.owner == who && p.suite == 1;
             let own: Vec<&Package> = tables.packages.iter().filter(own).collect();
             let one_time = own.iter().filter(|p| !p.last_resort && p.claimed.is_none());
+            let last_resort = own.iter().rfind(|p| p.last_resort);
             vec![Stock {
                 suite: 1,
                 one_time: u32::try_from(one_time.count()).unwrap_or(0),
-                last_resort: own.iter().any(|p| p.last_resort),
-                last_resort_claims: 0,
+                last_resort: last_resort.is_some(),
+                last_resort_claims: last_resort.map_or(0, |p| p.given),
             }]
         })
     }
@@ -226,25 +243,31 @@ impl Service {
                     .iter()
                     .position(again)
                     .or_else(|| packages.iter().position(free))
-                    .or_else(|| packages.iter().position(last));
+                    .or_else(|| packages.iter().rposition(last));
+                let found = found.filter(|_| !tables.withheld_packages.contains(&id));
                 let outcome = match found {
                     _ if revoked => ClaimOutcome::Revoked,
                     Some(_) => ClaimOutcome::KeyPackage,
+                    None if tables.devices.contains_key(&id) => ClaimOutcome::Exhausted,
                     None => ClaimOutcome::Unknown,
                 };
                 let package = found.filter(|_| !revoked).map(|place| {
                     if !packages[place].last_resort {
                         packages[place].claimed = Some(claim_id);
                     }
-                    packages[place].clone()
+                    packages[place].given += 1;
+                    let swapped = tables.swapped_packages.get(&id);
+                    let mut package = packages[place].clone();
+                    package.body = swapped.cloned().unwrap_or(package.body);
+                    package
                 });
                 claims.push(Claim {
                     device: Some(device.clone()),
                     outcome: outcome.into(),
                     last_resort: package.as_ref().is_some_and(|p| p.last_resort),
-                    user: package.as_ref().map(|p| UserRef {
+                    user: tables.devices.get(&id).map(|user| UserRef {
                         domain: DOMAIN.into(),
-                        id: p.owner.user.as_bytes().to_vec().into(),
+                        id: user.as_bytes().to_vec().into(),
                     }),
                     key_package: package.map(|p| p.body).unwrap_or_default().into(),
                 });
