@@ -184,12 +184,13 @@ impl<'ast> Visit<'ast> for Paths {
 fn circle(imports: &BTreeMap<(String, String), String>) -> Option<Vec<String>> {
     let mut left: BTreeSet<&(String, String)> = imports.keys().collect();
     loop {
-        // Whatever imports nothing that is left is in no circle.
+        // Whatever imports nothing that is left, or is imported by nothing that is left, is in no circle.
         let importing: BTreeSet<&String> = left.iter().map(|(from, _)| from).collect();
+        let imported: BTreeSet<&String> = left.iter().map(|(_, to)| to).collect();
         let kept: BTreeSet<_> = left
             .iter()
             .copied()
-            .filter(|(_, to)| importing.contains(to))
+            .filter(|(from, to)| importing.contains(to) && imported.contains(from))
             .collect();
         if kept.len() == left.len() {
             let examples = kept.iter().map(|import| imports[*import].clone());

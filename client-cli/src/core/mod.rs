@@ -6,6 +6,7 @@
 //! | [`identity`] | the device's key and certificate, the pinned roots, who a leaf is |
 //! | [`group`] | configuration, creation, the roster, the tree as nodes |
 //! | [`commit`] | which KeyPackages are added, an application message |
+//! | `plan` | what a Commit will do, and which KeyPackages it may add |
 //! | [`stage`] | builds the Commit of an intent |
 //! | [`check`] | what a member refuses in a Commit |
 //! | [`leaves`] | the form of leaves, parent nodes and KeyPackages |
@@ -30,6 +31,7 @@ pub mod leaves;
 pub mod left_out;
 pub mod outbox;
 pub mod pending;
+mod plan;
 pub mod proposals;
 pub mod records;
 pub mod recovery;

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Context, CoreError, check,
-    commit::{Plan, usable},
     identity::person_of,
     mls,
+    plan::{Plan, usable},
     records::{self, GroupName, GroupRecord, Intent, JournalEntry, Person},
 };
 use crate::store::Step;

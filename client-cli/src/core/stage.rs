@@ -12,10 +12,11 @@ use prost::Message as _;
 
 use super::{
     Context, CoreError, check,
-    commit::{Plan, bundle_of, usable},
+    commit::bundle_of,
     group, guarded,
     identity::members,
     leaves, mls,
+    plan::{Plan, usable},
     proposals::{self, Received},
     records::{self, GroupRecord, Intent, Operation, Pending, Person},
 };

@@ -4,24 +4,13 @@ use std::time::Duration;
 
 use super::{
     fault::Class,
-    world::{HONEST_ONES, NEWCOMER, World},
+    world::{Daily, HONEST_ONES, NEWCOMER, World},
 };
 
 /// Attempts in which what an honest device does must succeed.
 const ATTEMPTS: u32 = 6;
 /// Between two of them, seconds: a Commit that nobody can use is taken back after ten.
 const PAUSE: u64 = 13;
-
-/// What a device does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Daily {
-    /// Says something.
-    Say,
-    /// Renews its leaf.
-    Update,
-    /// Adds a device that is not in.
-    Add(usize),
-}
 
 impl World {
     /// Does it until it succeeds; where it does not, that is a fault. A device that is out has nothing to do.

@@ -9,10 +9,9 @@ use client_cli::core::{
 
 use super::{
     actor::{Actor, Answer},
-    daily::Daily,
     fault::Class,
     grammar::Kind,
-    world::{NEWCOMER, SECOND, VICTIM, World},
+    world::{Daily, NEWCOMER, SECOND, VICTIM, World},
 };
 
 impl World {

@@ -21,7 +21,6 @@ use client_cli::{
 use super::{
     Outcome,
     actor::{Actor, Answer},
-    daily::Daily,
     fault::{Class, Fault},
     grammar::{Ground, Kind, Role, held},
 };
@@ -80,6 +79,17 @@ pub(super) struct World {
     pub(super) bad_commits: BTreeMap<u64, Kind>,
     pub(super) outcome: Outcome,
     pub(super) end: End,
+}
+
+/// What an honest device does every day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Daily {
+    /// Says something.
+    Say,
+    /// Renews its leaf.
+    Update,
+    /// Adds a device that is not in.
+    Add(usize),
 }
 
 impl World {
