@@ -156,14 +156,7 @@ fn journal(entry: &Entry, chain: [u8; 32]) -> JournalEntry {
         epoch: entry.epoch,
         epoch_seq: entry.epoch_seq,
         chain,
-        sender: None,
-        unverified_sender: None,
-        text: None,
-        own: false,
-        added: Vec::new(),
-        removed: Vec::new(),
-        skipped: None,
-        note: None,
+        ..JournalEntry::default()
     }
 }
 

@@ -162,19 +162,10 @@ pub fn put_aside(
     let written = JournalEntry {
         seq: frame.seq,
         kind: EntryKind::Commit as u32,
-        message_id: Vec::new(),
-        accepted_at_micros: 0,
-        epoch: 0,
         epoch_seq: frame.epoch_seq,
         chain,
-        sender: None,
-        unverified_sender: None,
-        text: None,
-        own: false,
-        added: Vec::new(),
-        removed: Vec::new(),
         skipped: Some(why),
-        note: None,
+        ..JournalEntry::default()
     };
     Ok(records::put_entry(step, name, &written)?)
 }

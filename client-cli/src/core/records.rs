@@ -376,7 +376,7 @@ pub struct ClaimRecord {
 }
 
 /// An entry as this device made it out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry {
     /// Its place.
     pub seq: u64,
