@@ -24,8 +24,8 @@ pub fn handle_key(handle: &str) -> Result<String, Error> {
 }
 
 /// A name that is shown to others: NFKC, single spaces, no controls and nothing that changes the direction of writing
-/// (RFC 8266, Nickname). Empty stays
-/// empty.
+/// (RFC 8266, Nickname). Empty
+/// stays empty.
 ///
 /// # Errors
 /// `MALFORMED`: with characters that are not allowed.

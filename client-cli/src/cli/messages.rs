@@ -76,8 +76,7 @@ pub struct Listen {
     #[arg(long)]
     pub from_start: bool,
     /// Keeps in the profile, under this name, how far was printed: the next `listen` of the name goes on there.
-    /// `--after` and `--from-start` say where a
-    /// name begins that is new.
+    /// `--after` and `--from-start` say where a name begins that is new.
     #[arg(long, value_name = "NAME", value_parser = consumer)]
     pub consumer: Option<String>,
     /// Ends after this time.

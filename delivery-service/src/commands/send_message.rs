@@ -1,5 +1,5 @@
-//! Use case: one application message or proposal. Those that come at the same time are appended together, see [`crate::log::batch`]; one that
-//! comes with a Commit is appended with it.
+//! One application message or proposal. Those that come at the same time are appended together, see
+//! [`crate::log::batch`]; one that comes with a Commit is appended with it.
 
 use chancery_proto::delivery::v1::SendMessageResponse;
 use service_kit::db::{Transaction, TxError};
@@ -19,6 +19,7 @@ use crate::{
 
 type Tx<'t> = &'t Transaction<'t>;
 type TxResult<T> = Result<T, TxError<Error>>;
+
 /// Takes one message.
 ///
 /// # Errors
